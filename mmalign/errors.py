@@ -1,0 +1,31 @@
+"""The errors that leave mmalign. Each message is one line that names the file, row or key, the value and the remedy."""
+
+from __future__ import annotations
+
+
+class MMAlignError(Exception):
+    """Something the user can mend; the command line prints it without a traceback."""
+
+
+class MediaError(MMAlignError):
+    """A picture or clip cannot be used. The sample goes to quarantine with this reason; the run goes on."""
+
+
+class RecipeError(MMAlignError):
+    """A recipe key or value is wrong."""
+
+
+class ModelError(MMAlignError):
+    """A model cannot be loaded or cannot do what was asked of it."""
+
+
+class StoreError(MMAlignError):
+    """A run directory cannot be used: locked, from another recipe, full or unreadable."""
+
+
+class SampleError(MMAlignError):
+    """One sample cannot be used by a method (for example, no claim could be judged); it goes to quarantine."""
+
+
+class NoPair(MMAlignError):
+    """A method looked at a good sample and found nothing to prefer; counted with its reason, not quarantined."""

@@ -1,0 +1,247 @@
+"""The words of the house as frozen values: media, chats, samples, completions, judgements and pairs.
+
+Nothing here loads torch, opens a file or knows a model. Every value that ends in a run directory has `to_row` and
+`from_row`, which round-trip through JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MediaKind = Literal["image", "video", "text"]
+Role = Literal["system", "user", "assistant"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Corruption:
+    """One damage done to media: its registered name and the exact parameters that were drawn for it."""
+
+    name: str
+    params: Mapping[str, Any]
+
+    def to_row(self) -> Row:
+        return {"name": self.name, "params": dict(self.params)}
+
+    @classmethod
+    def from_row(cls, row: Row) -> Corruption:
+        return cls(row["name"], row["params"])
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRef:
+    """Where media comes from: path as written in the data (relative to the data folder), kind, SHA-256 of the file."""
+
+    path: str
+    kind: Literal["image", "video"] = "image"
+    sha256: str = ""
+    corruptions: tuple[Corruption, ...] = ()
+
+    def to_row(self) -> Row:
+        row: Row = {"type": self.kind, "path": self.path, "sha256": self.sha256}
+        if self.corruptions:
+            row["corruptions"] = [corruption.to_row() for corruption in self.corruptions]
+        return row
+
+    @classmethod
+    def from_row(cls, row: Row) -> MediaRef:
+        corruptions = tuple(Corruption.from_row(entry) for entry in row.get("corruptions", ()))
+        return cls(row["path"], row["type"], row.get("sha256", ""), corruptions)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An opened picture: upright 8-bit RGB, within the pixel limit, and where it comes from."""
+
+    image: Image
+    ref: MediaRef
+
+    def damaged(self, image: Image, corruption: Corruption) -> Picture:
+        """The same picture with other pixels, remembering what was done to it."""
+        return Picture(image, replace(self.ref, corruptions=(*self.ref.corruptions, corruption)))
+
+
+#: What can stand in a chat beside text. Clips join in `media.video`.
+Media = Picture
+Part = str | Media
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: text and opened media, in order."""
+
+    role: Role
+    content: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.content if isinstance(part, str))
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation, as it goes to a model. A last turn by the assistant is a beginning that the model continues."""
+
+    messages: tuple[Message, ...]
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        return tuple(part for turn in self.messages for part in turn.content if not isinstance(part, str))
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last user turn."""
+        return next((turn.text for turn in reversed(self.messages) if turn.role == "user"), "")
+
+    def with_media(self, media: Sequence[Media]) -> Chat:
+        """The same words about other media, one for one. Raises ValueError when their number differs."""
+        if len(media) != len(self.media):
+            raise ValueError(f"the chat holds {len(self.media)} media, {len(media)} were given")
+        fresh = iter(media)
+        return Chat(
+            tuple(
+                Message(turn.role, tuple(part if isinstance(part, str) else next(fresh) for part in turn.content))
+                for turn in self.messages
+            )
+        )
+
+    def without_media(self) -> Chat:
+        """The same words with every picture and clip taken out."""
+        return Chat(
+            tuple(Message(turn.role, tuple(p for p in turn.content if isinstance(p, str))) for turn in self.messages)
+        )
+
+    def answering(self, beginning: str) -> Chat:
+        """The chat with the assistant's answer begun; the model goes on from there."""
+        return Chat((*self.messages, Message("assistant", (beginning,))))
+
+    def to_rows(self) -> list[Row]:
+        """Turns as JSON values; media become references (path, SHA-256, corruptions), never pixels."""
+        return [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "text", "text": part} if isinstance(part, str) else part.ref.to_row()
+                    for part in turn.content
+                ],
+            }
+            for turn in self.messages
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One thing to make pairs about: opened media and, if the data has one, a prompt.
+
+    `id` is stable across runs and orders. `meta` is carried along untouched and never shown to a method's model.
+    """
+
+    id: str
+    media: tuple[Media, ...] = ()
+    prompt: str = ""
+    system: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def ask(self, prompt: str) -> Chat:
+        """A fresh conversation: the sample's media, then `prompt`."""
+        turns = [Message("system", (self.system,))] if self.system else []
+        return Chat((*turns, Message("user", (*self.media, prompt))))
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """A sample on disk: references instead of pixels."""
+
+    id: str
+    media: tuple[MediaRef, ...] = ()
+    prompt: str = ""
+    system: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def opened(self, media: Sequence[Media]) -> Sample:
+        return Sample(self.id, tuple(media), self.prompt, self.system, self.meta)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to decode. `temperature` 0 is greedy. `stop` strings end an answer and stay in its text."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer. `finish` is "length" when the token limit cut it off, "stop" otherwise."""
+
+    text: str
+    num_tokens: int = 0
+    finish: Literal["stop", "length"] = "stop"
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogps:
+    """Log-probabilities of one text under a chat: one number per token, in nats, the end-of-turn token included."""
+
+    logps: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def total(self) -> float:
+        return sum(self.logps)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Next-token probabilities of options: `probabilities` sum to 1 over the options, `mass` is what they had of 1."""
+
+    probabilities: tuple[float, ...]
+    mass: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A score with its reason. `value` is None when the judge could not be read; it then never counts as a number."""
+
+    judge: str
+    value: float | None
+    reason: str
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_row(self) -> Row:
+        return {"judge": self.judge, "value": self.value, "reason": self.reason, "raw": dict(self.raw)}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference: under `context`, `chosen` is better than `rejected`.
+
+    `rejected_context` is the other side's own context where a method conditions the sides differently (mDPO);
+    None means the same context. `source` says which branch of the method made the rejected side. `p` is the
+    probability that the label is right, `weight` scales the pair's loss, `gap` is the judge's score difference,
+    `stage` orders curricula. Spans are half-open character ranges of each text that differ in content.
+    """
+
+    context: Chat
+    chosen: Completion
+    rejected: Completion
+    source: str = ""
+    rejected_context: Chat | None = None
+    p: float = 1.0
+    weight: float = 1.0
+    gap: float | None = None
+    stage: int = 0
+    chosen_spans: tuple[tuple[int, int], ...] = ()
+    rejected_spans: tuple[tuple[int, int], ...] = ()
+    judgements: tuple[Judgement, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)

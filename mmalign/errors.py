@@ -11,6 +11,10 @@ class MediaError(MMAlignError):
     """A picture or clip cannot be used. The sample goes to quarantine with this reason; the run goes on."""
 
 
+class DataError(MMAlignError):
+    """A folder or file of samples cannot be read, or a row in it is wrong."""
+
+
 class RecipeError(MMAlignError):
     """A recipe key or value is wrong."""
 
@@ -29,3 +33,7 @@ class SampleError(MMAlignError):
 
 class NoPair(MMAlignError):
     """A method looked at a good sample and found nothing to prefer; counted with its reason, not quarantined."""
+
+
+class TrainError(MMAlignError):
+    """Training cannot go on: pairs that do not fit, a loss that is no number, a checkpoint of another run."""

@@ -1,7 +1,7 @@
 """Pairs on disk: the one thing that methods and training share.
 
-A pair file is Parquet with the columns of `SCHEMA`; contexts, judgements and provenance are JSON text, so any tool reads
-them. Files appear whole or not at all: written beside, flushed to disk, then renamed.
+A pair file is Parquet with the columns of `SCHEMA`; contexts, judgements and provenance are JSON text, so any tool
+reads them. Files appear whole or not at all: written beside, flushed to disk, then renamed.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def write_pairs(path: Path, rows: Iterable[PairRow]) -> int:
                     writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial, path)
+        Path(partial).replace(path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise

@@ -1,0 +1,1 @@
+"""Media: pictures opened safely, upright and within limits. Knows no model."""

@@ -1,0 +1,264 @@
+"""Look at all data once before a run: `mmalign prepare images` and `mmalign prepare text`.
+
+Both write a sample file (`mmalign.samples.SCHEMA`) and, beside it, what was refused and why. Files appear whole or not
+at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmalign.errors import DataError, MediaError
+from mmalign.media.files import readable_name, safe_path
+from mmalign.media.image import PictureFacts, PictureLimits, inspect_picture
+from mmalign.samples import ROOT_KEY, SCHEMA, check_keys, json_lines, list_pictures, sample_of
+from mmalign.types import MediaRef, Row, SampleRow
+
+ROWS_PER_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareSummary:
+    """What a preparation took and what it did not. Duplicates of pictures are kept as samples, of prompts not."""
+
+    output: Path
+    num_samples: int
+    num_rejected: int = 0
+    num_duplicates: int = 0
+    num_others: int = 0
+    rejected: Path | None = None
+
+    def __str__(self) -> str:
+        facts = [f"{self.num_samples} samples -> {self.output}"]
+        if self.num_rejected:
+            facts.append(f"{self.num_rejected} refused -> {self.rejected}")
+        if self.num_duplicates:
+            facts.append(f"{self.num_duplicates} duplicates")
+        if self.num_others:
+            facts.append(f"{self.num_others} other files passed over")
+        return "; ".join(facts)
+
+
+def prepare_images(
+    folder: Path,
+    output: Path,
+    *,
+    prompt: str = "",
+    limits: PictureLimits | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PrepareSummary:
+    """Open every picture below `folder` and write the good ones as samples to `output` (Parquet).
+
+    A sample's id is the picture's POSIX path relative to the folder; rows come in the order of these paths. Bad files
+    go to `<output stem>.rejected.jsonl`, one `{"path", "reason"}` a line. A picture with the bytes of an earlier one
+    stays, with the earlier id in `duplicate_of`. At most `2 * workers` pictures are held at a time. `progress(done,
+    total)` is called after each. Raises DataError when no picture can be used.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is not a folder; `mmalign prepare images` takes a folder of pictures")
+    _check_output(output)
+    limits = limits or PictureLimits()
+    workers = workers or min(16, os.cpu_count() or 1)
+    listing = list_pictures(folder)
+    if not listing.pictures and not listing.unreadable:
+        raise DataError(f"{folder}: holds no pictures ({listing.num_others} other files)")
+    refused: list[Row] = [{"path": path, "reason": "the folder cannot be read"} for path in listing.unreadable]
+    first: dict[str, str] = {}
+    duplicates = 0
+
+    def look(name: str) -> PictureFacts | str:
+        try:
+            return inspect_picture(safe_path(folder, name), name, limits)
+        except MediaError as error:
+            return str(error)
+
+    def rows() -> Iterator[Row]:
+        nonlocal duplicates
+        for done, (name, facts) in enumerate(zip(listing.pictures, seen, strict=True), 1):
+            if progress is not None:
+                progress(done, len(listing.pictures))
+            if isinstance(facts, str):
+                shown = readable_name(name)
+                refused.append({"path": shown, "reason": readable_name(facts).removeprefix(f"{shown}: ")})
+                continue
+            twin = first.setdefault(facts.sha256, name)
+            duplicates += twin != name
+            yield {
+                **_stored(SampleRow(name, (MediaRef(name, sha256=facts.sha256),), prompt)),
+                "width": facts.width,
+                "height": facts.height,
+                "format": facts.format,
+                "frames": facts.frames,
+                "bytes": facts.num_bytes,
+                "sha256": facts.sha256,
+                "duplicate_of": twin if twin != name else None,
+            }
+
+    rejected = output.with_name(f"{output.stem}.rejected.jsonl")
+    metadata = {ROOT_KEY: _root_as_written(folder, output).encode()}
+    with _whole(output) as stream, closing(_in_order(look, listing.pictures, workers)) as seen:
+        num_samples = _write_rows(stream, SCHEMA.with_metadata(metadata), rows())
+        _write_rejected(rejected, refused)
+        if not num_samples:
+            raise DataError(f"{folder}: none of {len(refused)} pictures can be used; {rejected} says why")
+    return PrepareSummary(
+        output=output,
+        num_samples=num_samples,
+        num_rejected=len(refused),
+        num_duplicates=duplicates,
+        num_others=listing.num_others,
+        rejected=rejected if refused else None,
+    )
+
+
+def prepare_text(file: Path, output: Path) -> PrepareSummary:
+    """Write the prompts of a JSON-lines file as samples without media to `output` (Parquet).
+
+    A line is `{"prompt": text}` or `{"messages": [{"role", "content"}, ...]}` with one user turn after an optional
+    system turn; `id`, `system` and `meta` may stand beside. Without `id` a sample is called after a digest of its
+    words, and later lines with the same words are left out and counted. Raises DataError with file:line, key, value
+    and remedy.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; `mmalign prepare text` takes JSON lines")
+    _check_output(output)
+    lines: dict[str, int] = {}
+    duplicates = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal duplicates
+        for line, row in json_lines(file):
+            where = f"{file}:{line}"
+            sample = _text_sample(row, where)
+            if sample.id in lines:
+                if row.get("id"):
+                    raise DataError(f"{where}: id {sample.id!r} was given in line {lines[sample.id]} already")
+                duplicates += 1
+                continue
+            lines[sample.id] = line
+            yield _stored(sample)
+
+    with _whole(output) as stream:
+        num_samples = _write_rows(stream, SCHEMA, rows())
+        if not num_samples:
+            raise DataError(f"{file}: holds no prompts")
+    return PrepareSummary(output=output, num_samples=num_samples, num_duplicates=duplicates)
+
+
+def _text_sample(row: Row, where: str) -> SampleRow:
+    check_keys(row, ("id", "prompt", "messages", "system", "meta"), where)
+    if row.get("prompt") is None and row.get("messages") is None:
+        raise DataError(f"{where}: needs either 'prompt' or 'messages'")
+    sample = sample_of(row, where)
+    if not sample.prompt.strip():
+        raise DataError(f"{where}: the prompt is empty; remove the line or fill it in")
+    return sample
+
+
+def _stored(sample: SampleRow) -> Row:
+    return {
+        "id": sample.id,
+        "media": json.dumps([ref.to_row() for ref in sample.media], ensure_ascii=False, sort_keys=True),
+        "prompt": sample.prompt,
+        "system": sample.system,
+        "meta": json.dumps(dict(sample.meta), ensure_ascii=False, sort_keys=True),
+    }
+
+
+def _in_order(
+    look: Callable[[str], PictureFacts | str], names: Iterable[str], workers: int
+) -> Generator[PictureFacts | str]:
+    """Results in the order of `names`, computed by threads (Pillow decodes outside of Python's lock), few ahead."""
+    ahead: deque[Future[PictureFacts | str]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+    try:
+        for name in names:
+            ahead.append(pool.submit(look, name))
+            if len(ahead) == 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _root_as_written(folder: Path, output: Path) -> str:
+    """The data folder relative to the sample file, so that both can move together; absolute where they lie apart."""
+    top, place = folder.resolve(), output.resolve().parent
+    apart = not (top.is_relative_to(place) or place.is_relative_to(top))
+    return str(top) if apart else Path(os.path.relpath(top, place)).as_posix()
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix.lower() != ".parquet":
+        raise DataError(f"{output}: name the sample file with the ending .parquet")
+    if output.is_dir():
+        raise DataError(f"{output}: is a folder; name a file in it, such as {output / 'samples.parquet'}")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A stream whose file appears under its name only when everything is written and on the disk."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files that only their owner reads.
+        Path(partial).chmod(0o666 & ~_umask())
+        Path(partial).replace(path)
+    except OSError as error:
+        Path(partial).unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _write_rows(stream: IO[bytes], schema: pa.Schema, rows: Iterable[Row]) -> int:
+    count = 0
+    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        batch: list[Row] = []
+        for row in rows:
+            batch.append(row)
+            count += 1
+            if len(batch) == ROWS_PER_BATCH:
+                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+                batch.clear()
+        if batch:
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    return count
+
+
+def _write_rejected(path: Path, refused: list[Row]) -> None:
+    """Write the refused files; without any, remove the list of an earlier preparation."""
+    if not refused:
+        path.unlink(missing_ok=True)
+        return
+    with _whole(path) as stream:
+        for row in refused:
+            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,314 @@
+"""Samples on disk: a folder of pictures, a file made by `mmalign prepare`, or JSON lines.
+
+Rows are read one at a time and hold references; nothing is opened here. Paths of media start from the data folder
+(`data_folder`). A path that leaves it is found when the picture is opened, and only that sample is lost.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmalign.errors import DataError
+from mmalign.types import MediaRef, Row, SampleRow
+
+#: File names that are taken for pictures, in any case of letters. HEIC cannot be opened and is refused by name.
+PICTURE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".heic", ".heif"}
+)
+
+#: Columns of a sample file. The last ones tell what `mmalign prepare images` saw and are null for text.
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("media", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("system", pa.string(), nullable=False),
+        pa.field("meta", pa.string(), nullable=False),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("format", pa.string()),
+        pa.field("frames", pa.int32()),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("duplicate_of", pa.string()),
+    ]
+)
+
+#: Parquet metadata: the data folder, relative to the file where it lies below or above it.
+ROOT_KEY: Final = b"mmalign.data_folder"
+
+TEXTS: Final = ("id", "media", "prompt", "system", "meta")
+_NEEDS: Final = {"str": "text", "list": "a list", "dict": "an object"}
+JSON_KEYS: Final = ("id", "image", "images", "prompt", "messages", "system", "meta")
+
+
+def read_samples(path: Path, limit: int | None = None) -> Iterator[SampleRow]:
+    """Rows of a folder of pictures, a sample file (Parquet) or JSON lines, in a fixed order; at most `limit`.
+
+    A row of JSON lines is `{"image": path}` or `{"images": [paths]}` and/or `{"prompt": text}`, with `id`, `system` and
+    `meta` if wanted; `messages` with one user turn may stand for `prompt`. Without `id` a row is called after its
+    pictures and its words. Raises DataError with file and line for unknown keys, wrong types and ids given twice.
+    """
+    return islice(_rows(path), limit)
+
+
+def data_folder(path: Path) -> Path:
+    """Where media paths of this source start: the folder itself, what a sample file names, or the file's own folder."""
+    if path.is_dir():
+        return path
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        recorded = (_parquet(path).schema_arrow.metadata or {}).get(ROOT_KEY)
+        if recorded is not None:
+            return path.parent / str(recorded, "utf-8")
+    return path.parent
+
+
+@dataclass(frozen=True, slots=True)
+class FolderListing:
+    """What lies below a folder: pictures by file name, other files counted, folders that could not be read."""
+
+    pictures: list[str]
+    num_others: int
+    unreadable: list[str]
+
+
+def list_pictures(folder: Path) -> FolderListing:
+    """Pictures below a folder as sorted POSIX paths relative to it. Hidden files and folders count as others."""
+    pictures: list[str] = []
+    unreadable: list[str] = []
+    others = 0
+
+    def note(error: OSError) -> None:
+        unreadable.append(str(error.filename))
+
+    for top, folders, files in os.walk(folder, onerror=note):
+        others += sum(name.startswith(".") for name in folders)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.startswith(".") or Path(name).suffix.lower() not in PICTURE_SUFFIXES:
+                others += 1
+            else:
+                pictures.append(Path(top, name).relative_to(folder).as_posix())
+    return FolderListing(sorted(pictures), others, unreadable)
+
+
+def _rows(path: Path) -> Iterator[SampleRow]:
+    if path.is_dir():
+        return _folder_rows(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet_rows(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return _unique(path, ((line, sample_of(row, f"{path}:{line}")) for line, row in json_lines(path)))
+    if suffix in PICTURE_SUFFIXES:
+        raise DataError(f"{path}: is a single picture; give the folder it lies in")
+    raise DataError(f"{path}: need a folder of pictures, a .parquet file of `mmalign prepare`, or a .jsonl file")
+
+
+def _folder_rows(folder: Path) -> Iterator[SampleRow]:
+    listing = list_pictures(folder)
+    if not listing.pictures:
+        raise DataError(f"{folder}: holds no pictures ({listing.num_others} other files)")
+    for name in listing.pictures:
+        # A name that is not UTF-8 can stand in no table; its picture is refused by this spelling when it is opened.
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        yield SampleRow(shown, (MediaRef(shown),))
+
+
+def _unique(path: Path, rows: Iterator[tuple[int, SampleRow]]) -> Iterator[SampleRow]:
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        if row.id in lines:
+            raise DataError(
+                f"{path}:{line}: id {row.id!r} was given in line {lines[row.id]} already; remove one or change its id"
+            )
+        lines[row.id] = line
+        yield row
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """Line numbers and objects of a JSON-lines file; empty lines are passed over. Raises DataError with file:line."""
+    try:
+        with path.open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                text = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                if not text.strip():
+                    continue
+                try:
+                    row = json.loads(text.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_twins)
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path}:{number}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path}:{number}: is not JSON ({error}); need one object per line") from None
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}:{number}: got {_shown(row)}, need one JSON object per line")
+                yield number, row
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def sample_of(row: Row, where: str) -> SampleRow:
+    """The sample that a JSON object describes; `where` is the file:line for messages. Raises DataError."""
+    check_keys(row, JSON_KEYS, where)
+    row = _without_turns(row, where)
+    texts = {key: _typed(row, key, str, where, "") for key in ("id", "prompt", "system")}
+    meta = _typed(row, "meta", dict, where, {})
+    paths = [row["image"]] if row.get("image") is not None else []
+    if row.get("images") is not None:
+        if paths:
+            raise DataError(f"{where}: has both 'image' and 'images'; keep one")
+        paths = _typed(row, "images", list, where, [])
+    for entry in paths:
+        if not isinstance(entry, str) or not entry:
+            raise DataError(f"{where}: got {_shown(entry)} for a picture, need its path as text")
+        _check_text(entry, "image", where)
+    if not paths and row.get("prompt") is None:
+        raise DataError(f"{where}: needs 'image', 'images', 'prompt' or 'messages'")
+    if not paths and not texts["prompt"].strip():
+        raise DataError(f"{where}: the prompt is empty; remove the line or fill it in")
+    if "id" in row and row["id"] is not None and not texts["id"]:
+        raise DataError(f"{where}: 'id' is empty; leave it out or give one")
+    refs = tuple(MediaRef(entry) for entry in paths)
+    name = texts["id"] or derived_id(paths, texts["prompt"], texts["system"])
+    return SampleRow(name, refs, texts["prompt"], texts["system"], meta)
+
+
+def _without_turns(row: Row, where: str) -> Row:
+    """The row with `messages`, one user turn after an optional system turn, told as `prompt` and `system`."""
+    messages = row.get("messages")
+    if messages is None:
+        return row
+    turns = messages if isinstance(messages, list) else []
+    roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
+    if roles not in (["user"], ["system", "user"]):
+        raise DataError(
+            f"{where}: messages has the roles {roles}, need ['user'] or ['system', 'user']; cut the answers off"
+        )
+    words = {{"user": "prompt"}.get(turn["role"], "system"): turn.get("content") or "" for turn in turns}
+    for key in words:
+        if row.get(key):
+            raise DataError(f"{where}: has both 'messages' and {key!r}; keep one")
+    return {**row, **words}
+
+
+def derived_id(paths: list[str], prompt: str, system: str) -> str:
+    """The id of a sample without one: its pictures, and a digest of its words. The same in any order of rows."""
+    words = hashlib.sha256(f"{system}\0{prompt}".encode("utf-8", "surrogatepass")).hexdigest()
+    if not paths:
+        return f"text-{words[:16]}"
+    return "+".join(paths) + (f"#{words[:8]}" if prompt or system else "")
+
+
+def check_keys(row: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    """Raise DataError naming the nearest known key when a row has an unknown one."""
+    for key in row:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise DataError(
+                f"{where}: unknown key {key!r}, did you mean {near!r}? Known are {', '.join(known)}; "
+                "other values go under 'meta'"
+            )
+
+
+def _check_text(text: str, key: str, where: str) -> None:
+    """Raise DataError for half a surrogate pair, which JSON can hold and no file of ours can."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {key} holds half a character (U+{ord(text[error.start]):04X}); remove it") from None
+
+
+def _typed(row: Row, key: str, kind: type, where: str, default: Any) -> Any:
+    value = row.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind):
+        raise DataError(f"{where}: {key} is {_shown(value)}, need {_NEEDS[kind.__name__]}")
+    if isinstance(value, str):
+        _check_text(value, key, where)
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return row
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[SampleRow]:
+    with _parquet(path) as file:
+        names = file.schema_arrow.names
+        check_keys(dict.fromkeys(names), tuple(SCHEMA.names), str(path))
+        for name in names:
+            kind = file.schema_arrow.field(name).type
+            if name in TEXTS and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise DataError(f"{path}: column {name} is {kind}, need string")
+        if "id" not in names or "media" not in names:
+            raise DataError(f"{path}: not a sample file, it needs columns id and media; `mmalign prepare` makes one")
+        wanted = [name for name in TEXTS if name in names]
+
+        def rows() -> Iterator[tuple[int, SampleRow]]:
+            number = 0
+            for batch in file.iter_batches(batch_size=1000, columns=wanted):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _stored_sample(row, f"{path}: row {number}")
+
+        yield from _unique(path, rows())
+
+
+def _stored_sample(row: Row, where: str) -> SampleRow:
+    if not row["id"]:
+        raise DataError(f"{where}: 'id' is empty")
+    media = _json_cell(row, "media", list, where, [])
+    refs = []
+    for entry in media:
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str) or entry.get("type") != "image":
+            raise DataError(f'{where}: media holds {_shown(entry)}, need {{"type": "image", "path": ...}}')
+        check_keys(entry, ("type", "path", "sha256"), where)
+        refs.append(MediaRef(entry["path"], "image", _typed(entry, "sha256", str, where, "")))
+    meta = _json_cell(row, "meta", dict, where, {})
+    return SampleRow(row["id"], tuple(refs), row.get("prompt") or "", row.get("system") or "", meta)
+
+
+def _json_cell(row: Row, key: str, kind: type, where: str, default: Any) -> Any:
+    text = row.get(key)
+    if not text:
+        return default
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where}: {key} is not JSON ({error})") from None
+    return _typed({key: value}, key, kind, where, default)

@@ -1,7 +1,7 @@
 """The prompts the methods ask by default, one pool per purpose.
 
-The wording is ours. The embedded model (`mmalign.tiny`) is trained on these pools, so every recipe runs on it unchanged;
-each pool can be replaced by a key of the recipe.
+The wording is ours. The embedded model (`mmalign.tiny`) is trained on these pools, so every recipe runs on it
+unchanged; each pool can be replaced by a key of the recipe.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ PLAIN: Final = (
 
 #: The careful prompt that the better answer is written under (STIC).
 STEP_BY_STEP: Final = (
-    "Describe the picture step by step. First name the main things and what they do. Then say what kind of place it is. "
-    "Then say where each thing is and which colours it has. Then give the mood and what causes it. Last, name small "
-    "details that matter. Say only what you can see."
+    "Describe the picture step by step. First name the main things and what they do. Then say what kind of place it "
+    "is. Then say where each thing is and which colours it has. Then give the mood and what causes it. Last, name "
+    "small details that matter. Say only what you can see."
 )
 
 #: Prompts that ask for plausible things which are not there (STIC: the tempted answer).

@@ -1,0 +1,196 @@
+"""Methods: how preference pairs come to be. One file per paper; a method is found by its module's name.
+
+A method is a class under `@method`: its annotated fields are its parameters, and `pairs` is written for one sample as
+straight-line async code. Batching, resuming and seeding are the engine's work. A method in a user's own file is named
+`path/to/file.py:Class`, one in an installed package `package.module:Class`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import random
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform, get_type_hints, runtime_checkable
+
+from mmalign.errors import RecipeError
+from mmalign.types import MediaKind, Pair, Row, Sample
+
+if TYPE_CHECKING:
+    from mmalign.lm.bound import SampleLM
+    from mmalign.pairs import PairRow
+
+C = TypeVar("C", bound=type)
+
+
+class Method(Protocol):
+    """What every method has. `rng` is seeded by (seed, round, sample id); use no other source of chance.
+
+    `pairs` raises SampleError for a sample it cannot use (quarantine) and NoPair where it finds nothing to prefer.
+    """
+
+    def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]: ...
+
+
+@runtime_checkable
+class SurveyMethod(Protocol):
+    """A method that looks at the whole set first: `survey` each sample, `learn` from all rows, then make pairs.
+
+    `pairs` gets the sample's own survey row (a JSON value) and what `learn` returned.
+    """
+
+    async def survey(self, sample: Sample, lm: SampleLM, rng: random.Random) -> Row: ...
+
+    def learn(self, surveys: Iterable[Row]) -> Any: ...
+
+    def pairs(
+        self, sample: Sample, lm: SampleLM, rng: random.Random, survey: Row, known: Any
+    ) -> AsyncIterator[Pair]: ...
+
+
+@runtime_checkable
+class SelectingMethod(Protocol):
+    """A method with a last word on the whole table of pairs, after all of them exist."""
+
+    def select(self, rows: list[PairRow]) -> list[PairRow]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a method: a key `method.<name>` of the recipe."""
+
+    name: str
+    type: str
+    default: Any
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """What `mmalign list` shows of a method."""
+
+    name: str
+    media: MediaKind
+    paper: str
+    summary: str
+    parameters: tuple[Parameter, ...]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def method(name: str, *, media: MediaKind = "image", paper: str = "") -> Callable[[C], C]:
+    """Make a class a method: a frozen dataclass with keyword-only parameters, known by `name`.
+
+    Raises TypeError for a class without `pairs`, or with a parameter that has no default.
+    """
+
+    def register(cls: C) -> C:
+        made: Any = dataclass(frozen=True, kw_only=True)(cls)  # the same class, changed in place
+        if not callable(getattr(cls, "pairs", None)):
+            raise TypeError(f"method {name!r}: class {cls.__name__} has no `pairs`")
+        bare = [f.name for f in fields(made) if f.default is MISSING and f.default_factory is MISSING]
+        if bare:
+            raise TypeError(f"method {name!r}: parameter {bare[0]} has no default")
+        made.method_name, made.method_media, made.method_paper = name, media, paper
+        return cls
+
+    return register
+
+
+def method_names() -> list[str]:
+    """The names of the methods in this package."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find_method(name: str) -> type:
+    """The class of a method: by module name, as `path/to/file.py:Class` or as `package.module:Class`.
+
+    Raises RecipeError, with the nearest known name, where there is none.
+    """
+    place, colon, wanted = name.rpartition(":")
+    if colon:
+        return _class_in(_load_file(Path(place)) if place.endswith(".py") else _load_module(place), wanted, name)
+    names = method_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        raise RecipeError(f"method.name: {name!r} is unknown, did you mean {near[0]}? Own ones: file.py:Class")
+    return _class_in(importlib.import_module(f"{__name__}.{name}"), None, name)
+
+
+def describe(cls: type) -> MethodInfo:
+    """Name, media, paper, summary line and parameters of a method class; parameter texts come from its Args section."""
+    text = inspect.getdoc(cls) or ""
+    texts = {
+        found[1]: " ".join(found[2].split())
+        for found in re.finditer(r"^    (\w+): (.*(?:\n {5,}.*)*)", text.partition("Args:\n")[2], re.MULTILINE)
+    }
+    hints = get_type_hints(cls)
+    parameters = tuple(
+        Parameter(
+            field.name,
+            inspect.formatannotation(hints[field.name]),
+            field.default if field.default_factory is MISSING else field.default_factory(),
+            texts.get(field.name, ""),
+        )
+        for field in fields(cls)
+    )
+    info: Any = cls
+    summary = " ".join(text.partition("\n\n")[0].split())
+    return MethodInfo(info.method_name, info.method_media, info.method_paper, summary, parameters)
+
+
+def list_methods() -> list[MethodInfo]:
+    """All methods of this package, by name."""
+    return [describe(find_method(name)) for name in method_names()]
+
+
+def _class_in(module: ModuleType, wanted: str | None, name: str) -> type:
+    """The method class of a module with the wanted class name, or the only one that is defined there."""
+    classes = {
+        key: value for key, value in vars(module).items() if isinstance(value, type) and "method_name" in vars(value)
+    }
+    own = [value for value in classes.values() if value.__module__ == module.__name__]
+    if wanted is None and len(own) == 1:
+        return own[0]
+    if wanted in classes:
+        return classes[wanted]
+    known = ", ".join(sorted(classes)) or "none"
+    raise RecipeError(f"method.name: {name!r}: no class under @method of that name there; it holds {known}")
+
+
+def _load_module(place: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"method.name: {place!r}: {error}; give package.module:Class or file.py:Class") from None
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Run a user's file as a module of its own; a second call gives the same module while the file is unchanged."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"method.name: {path}: cannot be read ({error.strerror})") from None
+    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()[:16]
+    name = f"mmalign_method_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"method.name: {path}: is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise RecipeError(f"method.name: {path}: {type(error).__name__}: {error}") from error
+    return module

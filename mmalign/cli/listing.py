@@ -1,0 +1,66 @@
+"""`mmalign list`: methods, objectives and corruptions with their parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.console import Console
+from rich.table import Table
+
+
+def main(what: str | None) -> int:
+    """Print one table, or all of them."""
+    console = Console(soft_wrap=False)
+    for name, make in (("methods", _methods), ("objectives", _objectives), ("corruptions", _corruptions)):
+        if what in (None, name):
+            console.print(make())
+    return 0
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _parameters(kind: type) -> str:
+    shown = []
+    for field in dataclasses.fields(kind):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        shown.append(f"{field.name}={_short(default)}")
+    return "\n".join(shown)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _objectives() -> Table:
+    from mmalign.objectives import OBJECTIVES
+
+    table = _table("objectives", "name", "what it minimises", "parameters")
+    for name, kind in sorted(OBJECTIVES.items()):
+        table.add_row(name, (kind.__doc__ or "").strip().splitlines()[0], _parameters(kind))
+    return table
+
+
+def _methods() -> Table:
+    from mmalign.methods import list_methods
+
+    table = _table("methods", "name", "media", "what it does", "parameters")
+    for info in list_methods():
+        shown = "\n".join(f"{parameter.name}={_short(parameter.default)}" for parameter in info.parameters)
+        table.add_row(info.name, info.media, f"{info.summary}\n{info.paper}", shown)
+    return table
+
+
+def _corruptions() -> Table:
+    from mmalign.corrupt import corruption_names, find_corruption
+
+    table = _table("corruptions", "name", "what it does", "ranges")
+    for name in corruption_names():
+        kind = find_corruption(name)
+        table.add_row(name, (kind.__doc__ or "").strip().splitlines()[0], _parameters(kind))
+    return table

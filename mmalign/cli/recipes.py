@@ -1,0 +1,58 @@
+"""`mmalign run | generate | train | evaluate RECIPE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from mmalign.cli.table import result_table
+from mmalign.engine import Summary
+from mmalign.evaluate.table import read_evaluation
+from mmalign.recipe.load import load_recipe
+from mmalign.recipe.schema import Recipe
+
+
+def main(verb: str, path: Path, flags: Sequence[str], *, dry_run: bool) -> int:
+    """Run the verb of a recipe, or say what it would do."""
+    recipe = load_recipe(path, flags)
+    if dry_run:
+        from mmalign.cli import dry
+
+        print(yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True), end="")
+        dry.report(verb, recipe)
+        return 0
+    run(recipe, verb)
+    return 0
+
+
+def run(recipe: Recipe, verb: str = "run") -> None:
+    """Do the verb and print what came out."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from mmalign import pipeline
+    from mmalign.report import write_report
+
+    disable_progress_bar()  # of every load and save; the run has a progress line of its own
+    console = Console(soft_wrap=True)
+    held = pipeline.open_run(recipe)
+    with held:
+        if verb in ("run", "generate"):
+            console.print(in_words(pipeline.make_pairs(recipe, held)), highlight=False)
+        if verb in ("run", "train"):
+            pipeline.train(recipe, held)
+        if verb in ("run", "evaluate") and pipeline.evaluate(recipe, held, pipeline.trained(recipe)):
+            console.print(result_table([read_evaluation(recipe.output)]))
+    print(f"page: {write_report(recipe.output)}")
+
+
+def in_words(summary: Summary) -> str:
+    """How many pairs there are, and what became of the samples without one."""
+    lines = [f"{summary.pairs} pairs from {summary.num_samples} samples ({summary.resumed} done before)"]
+    lines += [f"  no pair, {num}: {reason}" for reason, num in summary.empty.most_common(8)]
+    lines += [f"  quarantined, {num}: {reason}" for reason, num in summary.quarantined.most_common(8)]
+    if summary.dropped:
+        lines.append(f"  {summary.dropped} pairs left out by the method's own selection")
+    return "\n".join(lines)

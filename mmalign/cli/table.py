@@ -1,0 +1,44 @@
+"""The result table in the terminal: before, after, controls, with the spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from rich.table import Table
+
+LABELS = {
+    "chair_i": "CHAIR_i",
+    "chair_s": "CHAIR_s",
+    "recall": "recall",
+    "colour": "colour",
+    "place": "place",
+    "mentions": "mentions",
+}
+#: Columns that are counts per answer; the others are shares.
+COUNTS = ("mentions",)
+
+
+def result_table(evaluations: Sequence[dict[str, Any]]) -> Table:
+    """One line per model; with several evaluations (seeds), mean and lowest to highest."""
+    first = evaluations[0]
+    seeds = [seed for evaluation in evaluations for seed in evaluation["seeds"]]
+    title = f"{first['num_scenes']} held-out pictures, {first['task']!r}, seeds {', '.join(map(str, seeds))}"
+    table = Table(title=title, title_justify="left", caption="(in brackets: controls)", caption_justify="left")
+    table.add_column("model", no_wrap=True)
+    columns = [column for column in LABELS if column in first["columns"]]
+    for column in columns:
+        table.add_column(LABELS[column], justify="right")
+    for row in first["rows"]:
+        same = [other["values"] for e in evaluations for other in e["rows"] if other["name"] == row["name"]]
+        name = f"({row['name']})" if row["kind"] == "control" else row["name"]
+        table.add_row(name, *(cell([values[column] for values in same], column in COUNTS) for column in columns))
+    return table
+
+
+def cell(values: Sequence[float], count: bool) -> str:
+    """A mean, and below it the range when there are several values."""
+    digits = 1 if count else 3
+    text = f"{mean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text}\n{min(values):.{digits}f}-{max(values):.{digits}f}"

@@ -1,0 +1,77 @@
+"""What a model is measured on: pictures whose content is known.
+
+Drawn scenes carry exact truth. Photographs come with a label file: JSON lines of `{"image": path, "objects": [names]}`.
+Truth stays in this room: no method and no pair ever sees it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmalign.errors import RecipeError
+from mmalign.media.image import PictureLimits, open_picture, safe_path
+from mmalign.text.objects import Vocabulary
+from mmalign.tiny import draw_scene, scenes
+from mmalign.types import MediaRef, Picture, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A picture and what is in it. `colours` and `places` give the right values per object; empty where unknown."""
+
+    sample: Sample
+    objects: frozenset[str]
+    colours: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    places: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+def scene_items(num: int, *, seed: int, split: str) -> list[Item]:
+    """Drawn scenes of one split; splits never share a scene."""
+    items = []
+    for index, scene in enumerate(scenes(num, seed=seed, split=split)):
+        colours: dict[str, set[str]] = {}
+        places: dict[str, set[str]] = {}
+        for thing in scene.objects:
+            colours.setdefault(thing.kind, set()).add(thing.colour)
+            places.setdefault(thing.kind, set()).add(thing.place)
+        name = f"{split}-{seed}-{index:05d}.png"
+        items.append(
+            Item(
+                Sample(name, (Picture(draw_scene(scene), MediaRef(name)),)),
+                frozenset(scene.kinds),
+                {kind: frozenset(values) for kind, values in colours.items()},
+                {kind: frozenset(values) for kind, values in places.items()},
+            )
+        )
+    return items
+
+
+def labelled_items(path: Path, limits: PictureLimits, vocabulary: Vocabulary) -> list[Item]:
+    """Photographs with object labels; image paths are relative to the label file.
+
+    Raises RecipeError with file and line for a row that cannot be used, and MediaError for a picture that cannot.
+    """
+    items = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"evaluate.labels: {path}: cannot be read ({error})") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            image, names = row["image"], row["objects"]
+            if not isinstance(image, str) or not isinstance(names, list):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise RecipeError(f'{path}:{number}: need {{"image": path, "objects": [names]}}, got {line[:80]}') from None
+        objects = frozenset(mention.name for name in names for mention in vocabulary.mentions(str(name)))
+        ref = MediaRef(image)
+        items.append(Item(Sample(image, (open_picture(safe_path(path.parent, image), ref, limits),)), objects))
+    if not items:
+        raise RecipeError(f"evaluate.labels: {path}: holds no rows")
+    return items

@@ -1,0 +1,139 @@
+"""The loop as four functions: load a model, make pairs, train, compare. The command line does nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from mmalign.engine import RunDir, generate_async
+from mmalign.errors import StoreError
+from mmalign.evaluate.answers import describe
+from mmalign.evaluate.descriptions import measure, read_scene
+from mmalign.evaluate.items import scene_items
+from mmalign.lm.load import Loaded, load_model
+from mmalign.lm.local import LocalLM
+from mmalign.lm.spec import ModelSpec
+from mmalign.methods import find_method
+from mmalign.objectives import DPO, Objective
+from mmalign.pairs import PairRow, read_pairs
+from mmalign.samples import data_folder, read_samples
+from mmalign.text.prompts import DETAIL
+from mmalign.train.config import TrainConfig
+from mmalign.train.trainer import PreferenceTrainer
+
+if TYPE_CHECKING:
+    from mmalign.evaluate.items import Item
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by its spec; weights are loaded when they are first needed."""
+
+    spec: ModelSpec
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        return load_model(self.spec)
+
+
+@dataclass(frozen=True)
+class Pairs(Sequence[PairRow]):
+    """Pairs, the folder that their media paths start from, and the run directory that holds them."""
+
+    rows: list[PairRow] = field(repr=False)
+    root: Path
+    run: Path
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[PairRow]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> PairRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PairRow]: ...
+    def __getitem__(self, index: int | slice) -> PairRow | list[PairRow]:
+        return self.rows[index]
+
+
+def load(name: str = "tiny", **spec: Any) -> Model:
+    """A model: "tiny", a folder, or a hub name. `spec` are the other fields of `ModelSpec`, such as device or dtype.
+
+    Raises ModelError, in one line, when it cannot be loaded.
+    """
+    model = Model(ModelSpec(name=name, **spec))
+    _ = model.loaded
+    return model
+
+
+def make_pairs(
+    method: str | object, source: str | Path, model: Model, *, run: str | Path, seed: int = 0, **parameters: Any
+) -> Pairs:
+    """Let the model make preference pairs about a folder of pictures or a sample file.
+
+    Args:
+        method: A name (then `parameters` are its fields), "file.py:Class", or an instance of a method class.
+        source: A folder of pictures, or a file that `mmalign prepare` or you wrote.
+        model: Answers and judges.
+        run: The run directory. Called again after an interruption, the same call goes on where it was.
+        seed: Every random choice follows from it.
+        parameters: Fields of the method.
+
+    Raises StoreError when `run` belongs to other settings; bad samples are in its `quarantine.jsonl`.
+    """
+    source = Path(source)
+    root = data_folder(source)
+    made = find_method(method)(**parameters) if isinstance(method, str) else method
+    with RunDir(Path(run)) as directory:
+        directory.begin({"seed": seed, "source": str(source), "model": model.loaded.name, "method": repr(made)})
+        asyncio.run(_generate(made, source, root, model, directory, seed))
+        return Pairs(read_pairs(directory.pairs_path()), root, Path(run))
+
+
+async def _generate(method: Any, source: Path, root: Path, model: Model, run: RunDir, seed: int) -> None:
+    lm = LocalLM(model.loaded)
+    try:
+        await generate_async(method, read_samples(source), lm, run=run, data_root=root, seed=seed)
+    finally:
+        await lm.close()
+
+
+def train(pairs: Pairs, model: Model, *, objective: Objective | None = None, **settings: Any) -> Model:
+    """Train a copy of the model on pairs; `settings` are fields of `TrainConfig`. The given model stays as it is.
+
+    Raises StoreError when there are no pairs.
+    """
+    if not pairs:
+        raise StoreError(f"{pairs.run}: the run made no pairs, so there is nothing to train on")
+    config = TrainConfig(**settings)
+    trainer = PreferenceTrainer(
+        load_model(model.spec),
+        pairs.rows,
+        objective or DPO(),
+        config,
+        data_root=pairs.root,
+        output=pairs.run / "train",
+    )
+    result = trainer.train()
+    path = str(result.path)
+    return Model(replace(model.spec, name=path) if result.kind == "model" else replace(model.spec, adapter=path))
+
+
+def compare(*models: Model, scenes: int = 100, prompt: str = DETAIL[0], seed: int = 0) -> list[dict[str, float]]:
+    """CHAIR_i, CHAIR_s, recall, colour and place accuracy of each model's descriptions of the same held-out scenes."""
+    items = scene_items(scenes, seed=seed, split="test")
+    return [asyncio.run(_measured(model, items, prompt)) for model in models]
+
+
+async def _measured(model: Model, items: Sequence[Item], prompt: str) -> dict[str, float]:
+    lm = LocalLM(model.loaded)
+    try:
+        return measure(await describe(lm, items, prompt, 256), items, read_scene)
+    finally:
+        await lm.close()

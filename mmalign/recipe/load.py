@@ -1,0 +1,221 @@
+"""Read a recipe file, apply flags, and refuse what it does not know.
+
+jsonargparse checks types and fills in defaults; this module finds the classes that `method.name` and `objective.name`
+stand for, and turns every mistake into one line with file, key, value and remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from mmalign.errors import RecipeError
+from mmalign.lm.spec import ModelSpec
+from mmalign.methods import find_method
+from mmalign.objectives import find_objective
+from mmalign.recipe.schema import DataConfig, EvaluateConfig, GenerateConfig, Recipe
+from mmalign.train.config import TrainConfig
+
+SECTIONS: Mapping[str, type] = {
+    "model": ModelSpec,
+    "data": DataConfig,
+    "generate": GenerateConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
+SOURCES = ("images", "samples", "scenes")
+_GROUPS = ("method", "objective")
+
+
+def load_recipe(path: Path, flags: Sequence[str] = ()) -> Recipe:
+    """The recipe in `path` with `flags` ("--train.epochs", "2", ...) on top.
+
+    Raises RecipeError, one line, for a file that cannot be read, an unknown key (with the nearest known one) or a
+    value of the wrong type.
+    """
+    values = _read(path)
+    given = list(_flags(flags))
+    method = find_method(_name(values, given, "method", path))
+    try:
+        objective = find_objective(_name(values, given, "objective", path))
+    except LookupError as error:
+        raise RecipeError(f"objective.name: {error.args[0]}") from None
+    parser = recipe_parser(method, objective)
+    known = ["seed", "output"]
+    for group, made in (("method", method), ("objective", objective)):
+        known += [f"{group}.name", *_fields(made, f"{group}.")]
+    for name, section in SECTIONS.items():
+        known += _fields(section, f"{name}.")
+    for key in _keys(values, known):
+        _refuse_unknown(key, known, str(path))
+    for key, _ in given:
+        _refuse_unknown(key, known, "command line")
+    _choose_source(values, given)
+    for key, value in given:
+        _set(values, key, value)
+    try:
+        config = parser.parse_object(values)
+    except ArgumentError as error:
+        text = _one_line(error)
+        flagged = any(f"{key}:" in text for key, _ in given)
+        raise RecipeError(f"{'command line' if flagged else path}: {text}") from None
+    return _build(config, method, objective)
+
+
+def recipe_parser(method: type, objective: type) -> ArgumentParser:
+    """The parser of all keys of a recipe with this method and this objective; its help is the list of keys."""
+    parser = ArgumentParser(prog="mmalign run RECIPE", exit_on_error=False, add_help=True)
+    parser.add_argument("--seed", type=int, default=0, help="Every random choice of the run follows from it.")
+    parser.add_argument("--output", type=Path, default=Path("runs/latest"), help="The run directory.")
+    parser.add_argument(
+        "--method.name", type=str, required=True, help="A method, file.py:Class or package.module:Class."
+    )
+    parser.add_argument("--objective.name", type=str, required=True, help="What training minimises.")
+    parser.add_class_arguments(method, "method")
+    parser.add_class_arguments(objective, "objective")
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name)
+    return parser
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"{path}: no such recipe; recipes lie under recipes/, and `mmalign demo` needs none"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'see there'})") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys such as `method:`, this file holds {values!r:.60}")
+    for name in (*SECTIONS, *_GROUPS):
+        if name in values and not isinstance(values[name], dict):
+            raise RecipeError(f"{path}: {name}: must be a mapping of keys, got {values[name]!r:.60}")
+    return values
+
+
+def _flags(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(key, value) of each flag; a value that follows as a word of its own is paired with it."""
+    words = list(flags)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise RecipeError(f"command line: {word!r} is no flag; keys are given as --section.key value")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise RecipeError(f"command line: --{key}: the value is missing")
+            value = words.pop(0)
+        yield key, value
+
+
+def _name(values: Mapping[str, Any], given: Sequence[tuple[str, str]], group: str, path: Path) -> str:
+    named = [value for key, value in given if key == f"{group}.name"]
+    name = named[-1] if named else values.get(group, {}).get("name")
+    if not isinstance(name, str):
+        raise RecipeError(f"{path}: {group}.name: missing; `mmalign list` shows what there is")
+    return name
+
+
+def _fields(kind: type, prefix: str) -> Iterator[str]:
+    """Dotted names of a dataclass's fields; those of nested dataclasses follow the field that holds them."""
+    types = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.init:
+            yield f"{prefix}{field.name}"
+            for inner in (types[field.name], *get_args(types[field.name])):
+                if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                    yield from _fields(inner, f"{prefix}{field.name}.")
+
+
+def _keys(values: Mapping[str, Any], known: Sequence[str], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a file, down to those that hold no keys of the recipe."""
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and any(name.startswith(f"{dotted}.") for name in known):
+            yield from _keys(value, known, f"{dotted}.")
+        else:
+            yield dotted
+
+
+def _refuse_unknown(key: str, known: Sequence[str], where: str) -> None:
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    raise RecipeError(f"{where}: {key}: unknown key, did you mean {near[0]}?")
+
+
+def _choose_source(values: dict[str, Any], given: Sequence[tuple[str, str]]) -> None:
+    """A source given as a flag takes the place of the one in the file."""
+    flagged = [name for name in SOURCES if any(key == f"data.{name}" for key, _ in given)]
+    if len(flagged) > 1:
+        raise RecipeError(f"command line: give one of {', '.join(f'--data.{name}' for name in flagged)}, not both")
+    if flagged:
+        values["data"] = {key: value for key, value in values.get("data", {}).items() if key not in SOURCES}
+
+
+def _set(values: dict[str, Any], key: str, value: str) -> None:
+    """Put a flag's word at its dotted key; the parser reads it as the type of that key."""
+    *path, last = key.split(".")
+    for name in path:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    values[last] = value
+
+
+def _one_line(error: ArgumentError) -> str:
+    text = " ".join(str(error).split())
+    return text.replace('Parser key "', "").replace('": Expected', ": expected").replace('":', ":")[:300]
+
+
+def _build(config: Namespace, method: type, objective: type) -> Recipe:
+    values = config.as_dict()
+    resolved = yaml.safe_load(yaml.safe_dump(_plain(values)))
+    built: dict[str, Any] = {"seed": values["seed"], "output": values["output"], "resolved": resolved}
+    for group, made in (("method", method), ("objective", objective)):
+        parameters = {key: value for key, value in values[group].items() if key != "name"}
+        try:
+            built[group] = made(**parameters)
+        except ValueError as error:
+            raise RecipeError(f"{group}.{error}") from None
+    for name, section in SECTIONS.items():
+        try:
+            built[name] = _section(section, config[name])
+        except ValueError as error:
+            raise RecipeError(f"{name}.{error}") from None
+    recipe = Recipe(**built)
+    chosen = [name for name in SOURCES if getattr(recipe.data, name)]
+    if len(chosen) > 1:
+        raise RecipeError(f"data: give one of {', '.join(chosen)}, not all of them")
+    return recipe
+
+
+def _section(section: type, values: Namespace) -> Any:
+    """An instance of a nested dataclass from parsed values."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(section, "it")
+    return parser.instantiate(Namespace(it=values)).it
+
+
+def _plain(value: Any) -> Any:
+    """Values that YAML writes as they are read."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,91 @@
+"""A recipe: method, model, data, training and evaluation of one run, as frozen values. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmalign.lm.spec import ModelSpec
+from mmalign.text.prompts import DETAIL
+from mmalign.train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from: exactly one of images, samples and scenes.
+
+    Args:
+        images: A folder of pictures; every picture below it is one sample.
+        samples: A file made by `mmalign prepare`, or JSON lines with `image` and `prompt`.
+        scenes: Draw this many scenes of the embedded world; for trying methods where the truth is known.
+        limit: Take the first samples only.
+        max_pixels: A picture with more pixels goes to quarantine before it is decoded.
+        max_side: Larger pictures are scaled down to this many pixels on the longer side.
+    """
+
+    images: Path | None = None
+    samples: Path | None = None
+    scenes: int = 0
+    limit: int | None = None
+    max_pixels: int = 100_000_000
+    max_side: int = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """How pairs are made. None of these keys changes which pairs come out.
+
+    Args:
+        batch_size: Most requests that the model answers at once.
+        concurrency: Samples in flight; more of them fill batches better and take more memory.
+        max_bad_share: Stop when more than this share of the samples had to be quarantined.
+    """
+
+    batch_size: int = 16
+    concurrency: int = 64
+    max_bad_share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What the model is measured on before and after training. Nothing is measured where both sources are off.
+
+    Args:
+        scenes: Number of held-out drawn scenes.
+        split: The split they are drawn from: "dev" to choose settings, "test" for results.
+        labels: Photographs with known objects: JSON lines of `{"image": path, "objects": [names]}`.
+        prompt: The request for a description.
+        max_new_tokens: Token limit of a description.
+        controls: Also train on random signs and by plain SFT, and cut answers to the same number of mentions.
+        examples: Pictures shown with both answers on the page.
+    """
+
+    scenes: int = 0
+    split: str = "test"
+    labels: Path | None = None
+    prompt: str = DETAIL[0]
+    max_new_tokens: int = 256
+    controls: bool = True
+    examples: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a run needs. `method` and `objective` are instances; `resolved` is the full recipe as plain values."""
+
+    method: Any
+    objective: Any
+    seed: int = 0
+    output: Path = Path("runs/latest")
+    model: ModelSpec = field(default_factory=ModelSpec)
+    data: DataConfig = field(default_factory=DataConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+
+#: Keys that may differ between a run and its continuation, because no pair depends on them. Training and evaluation
+#: look after their own.
+FREE_KEYS = ("output", "generate", "model.device", "model.download", "train", "objective", "evaluate")

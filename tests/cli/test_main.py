@@ -1,0 +1,63 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmalign.cli import RECIPE_VERBS, main
+
+
+def test_without_a_verb_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out = capsys.readouterr().out
+    assert all(
+        verb in out for verb in ("run", "generate", "train", "evaluate", "inspect", "prepare", "list", "doctor", "demo")
+    )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mmalign 0.")
+
+
+@pytest.mark.parametrize("verb", sorted(RECIPE_VERBS))
+def test_a_missing_recipe_is_one_line(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, str(tmp_path / "no.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert "no.yaml: no such recipe" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demo", "--seed", "3"], "did you mean --seeds?"),
+        (["inspect", "nowhere", "--max-pair", "3"], "did you mean --max-pairs?"),
+        (["demo", "--method", "nothing"], "there are apasi, self_consistency, stic"),
+        (["demo", "--seeds", "0"], "must be 1 or more"),
+        (["inspect", "nowhere"], "not a run directory"),
+        (["prepare", "images", "nowhere", "--output", "x.parquet"], "nowhere: no such file or folder"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("mmalign: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("what", ["methods", "objectives", "corruptions"])
+def test_list_names_everything_with_its_parameters(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what]) == 0
+    out = capsys.readouterr().out
+    wanted = {"methods": "p_bad_prompt", "objectives": "beta", "corruptions": "low_resolution"}
+    assert wanted[what] in out
+
+
+def test_the_module_runs_as_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mmalign", "run", "no.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

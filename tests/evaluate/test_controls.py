@@ -1,0 +1,35 @@
+from mmalign.evaluate.controls import random_signs, turned
+from mmalign.pairs import PairRow
+
+
+def row(index: int, **more: object) -> PairRow:
+    turn = [{"role": "user", "content": [{"type": "text", "text": "q"}]}]
+    return PairRow(
+        id=f"s{index}#0.0", sample_id=f"s{index}", method="m", context=turn, chosen="good", rejected="bad", **more
+    )
+
+
+def test_about_half_of_the_pairs_are_turned_and_none_is_lost() -> None:
+    rows = [row(index) for index in range(400)]
+    mixed = random_signs(rows, seed=0)
+    assert [r.id for r in mixed] == [r.id for r in rows]
+    num_turned = sum(r.chosen == "bad" for r in mixed)
+    assert 160 <= num_turned <= 240  # 4 sigma around 200
+    assert all({r.chosen, r.rejected} == {"good", "bad"} for r in mixed)
+
+
+def test_the_coin_depends_on_seed_and_id_alone() -> None:
+    rows = [row(index) for index in range(50)]
+    by_id = {r.id: r for r in random_signs(rows[::-1], seed=1)}
+    assert all(by_id[r.id] == r for r in random_signs(rows, seed=1))
+    assert random_signs(rows, seed=1) != random_signs(rows, seed=2)
+
+
+def test_turning_exchanges_everything_that_belongs_to_a_side() -> None:
+    other = [{"role": "user", "content": [{"type": "text", "text": "other"}]}]
+    one = row(0, rejected_context=other, chosen_spans=((0, 1),), rejected_spans=((1, 2),), gap=2.0)
+    back = turned(one)
+    assert (back.chosen, back.rejected, back.gap) == ("bad", "good", -2.0)
+    assert (back.context, back.rejected_context) == (other, one.context)
+    assert (back.chosen_spans, back.rejected_spans) == (((1, 2),), ((0, 1),))
+    assert turned(back) == one

@@ -1,0 +1,202 @@
+"""One batch through the model: generate, score or next-token logits, for rows that may differ in every setting.
+
+Synchronous, and without knowledge of who asks; `local` decides what goes into a batch and keeps to one thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import GenerationConfig
+
+from mmalign.errors import SampleError
+from mmalign.lm.load import Loaded
+from mmalign.lm.render import PaddingSide
+from mmalign.lm.sampling import RowwiseSampling, RowwiseStopping, ending
+from mmalign.types import Chat, Completion, Sampling, TokenLogps
+
+#: Logits turned to float32 at a time while scoring, in numbers.
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A rendered chat: text, pictures, length in tokens, and the white space the template puts before an answer."""
+
+    chat: Chat
+    text: str
+    images: tuple[Image, ...]
+    num_tokens: int
+    lead: str
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...]]:
+        """Equal for equal prompts about the very same picture objects, as long as one of them is alive."""
+        return self.text, tuple(map(id, self.images))
+
+
+class BatchModel:
+    """A loaded model that runs whole batches. Needs one thread to itself; call it inside `torch.inference_mode`.
+
+    Attributes:
+        max_positions: prompt and answer together have no room for more tokens; None when the model sets no limit.
+        vocab_size: width of the logits.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.model = loaded.model.eval()
+        self.renderer = loaded.renderer
+        self.tokenizer = self.renderer.tokenizer
+        self._inner = getattr(self.model, "get_base_model", lambda: self.model)()  # what an adapter is wrapped around
+        self._arguments = frozenset(inspect.signature(self._inner.forward).parameters)
+        text_config = self.model.config.get_text_config()
+        self.vocab_size: int = text_config.vocab_size
+        self.max_positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self._eos = self._eos_ids()
+        pad = self.tokenizer.pad_token_id
+        self._pad: int = min(self._eos) if pad is None else pad
+        if pad is None:
+            self.tokenizer.pad_token_id = self._pad
+        config, processor = self.model.config, self.renderer.processor
+        names = ("image_token_id", "image_token_index", "video_token_id")
+        found = {getattr(owner, name, None) for owner in (config, processor) for name in names}
+        self._placeholders = sorted(token for token in found if isinstance(token, int))
+
+    def prompt(self, chat: Chat) -> Prompt:
+        """Render a chat. Raises SampleError when the model cannot take it."""
+        text = self.renderer.prompt(chat)
+        images = tuple(part.image for part in chat.media)
+        try:
+            num_tokens = self.renderer.num_tokens(text, images)
+        except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+            raise SampleError(f"the model's processor refuses the picture: {error}") from error
+        if num_tokens == 0:
+            raise SampleError("the chat is empty: it gives the model no token to go on from")
+        if self.max_positions is not None and num_tokens >= self.max_positions:
+            raise SampleError(f"the prompt has {num_tokens} tokens, the model takes fewer than {self.max_positions}")
+        is_fresh = not (chat.messages and chat.messages[-1].role == "assistant" and chat.messages[-1].text)
+        return Prompt(chat, text, images, num_tokens, self.renderer.lead if is_fresh else "")
+
+    def room(self, prompt: Prompt, sampling: Sampling) -> int:
+        """Most new tokens for a request: its own limit, or what the model has positions for."""
+        if self.max_positions is None:
+            return sampling.max_new_tokens
+        return min(sampling.max_new_tokens, self.max_positions - prompt.num_tokens)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        samplings: Sequence[Sampling],
+        seeds: Sequence[int],
+        is_abandoned: Callable[[int], bool] = lambda row: False,
+    ) -> list[Completion]:
+        """One completion per row; rows for which `is_abandoned(row)` turns true stop early with what they have."""
+        inputs = self._encode([p.text for p in prompts], prompts, "left")
+        ids: Tensor = inputs["input_ids"]
+        countable = inputs["attention_mask"].bool()
+        for token in self._placeholders:
+            countable &= ids != token
+        limits = [self.room(p, s) for p, s in zip(prompts, samplings, strict=True)]
+        stopping = RowwiseStopping(self.tokenizer, limits, [s.stop for s in samplings], ids.shape[1], is_abandoned)
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max(limits),
+            eos_token_id=sorted(self._eos),
+            pad_token_id=self._pad,
+            use_cache=True,
+        )
+        with self._own_defaults(config):
+            out: Tensor = self.model.generate(
+                **inputs,
+                generation_config=config,
+                logits_processor=[RowwiseSampling(samplings, seeds, ids, countable)],
+                stopping_criteria=[stopping],
+            )
+        rows = out[:, ids.shape[1] :].tolist()
+        completions = []
+        for row, (prompt, sampling, tokens) in enumerate(zip(prompts, samplings, rows, strict=True)):
+            end = ending(self.tokenizer, tokens, self._eos, sampling.stop, stopping.ended.get(row, limits[row]))
+            text = end.text.removeprefix(prompt.lead) if prompt.lead else end.text
+            seed = seeds[row] if sampling.temperature > 0 else None
+            completions.append(Completion(text, len(end.tokens), "length" if end.is_cut else "stop", seed))
+        return completions
+
+    def score(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], padding_side: PaddingSide = "right"
+    ) -> list[TokenLogps]:
+        """Log-probabilities of each rendered answer behind its prompt; logits exist at answer positions only."""
+        lengths = [self.renderer.answer_length(p.text, a) for p, a in zip(prompts, answers, strict=True)]
+        inputs = self._encode([p.text + a for p, a in zip(prompts, answers, strict=True)], prompts, padding_side)
+        ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+        # Tokens that are still to come at each position, itself included: the answer is where at most `length` are.
+        left = real.flip(1).cumsum(1).flip(1)
+        is_answer = real & (left <= torch.tensor(lengths, device=ids.device)[:, None])
+        predicts = is_answer.roll(-1, dims=1)
+        predicts[:, -1] = False
+        logits = self._logits(inputs, predicts)
+        targets = ids[is_answer]
+        step = max(1, _CHUNK // logits.shape[1])
+        parts = [
+            torch.log_softmax(rows.float(), dim=-1).gather(1, wanted[:, None])[:, 0]
+            for rows, wanted in zip(torch.split(logits, step), torch.split(targets, step), strict=True)
+        ]
+        logps = torch.split(torch.cat(parts).cpu(), lengths)
+        return [
+            TokenLogps(tuple(row.tolist()), tuple(tokens.tolist()))
+            for row, tokens in zip(logps, torch.split(targets.cpu(), lengths), strict=True)
+        ]
+
+    def next_logits(self, prompts: Sequence[Prompt], padding_side: PaddingSide = "right") -> list[Tensor]:
+        """Logits of the token behind each prompt: float32 (vocab,) on the CPU."""
+        inputs = self._encode([p.text for p in prompts], prompts, padding_side)
+        real = inputs["attention_mask"].bool()
+        is_last = real & (real.flip(1).cumsum(1).flip(1) == 1)
+        return list(self._logits(inputs, is_last).float().cpu().unbind(0))
+
+    # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _logits(self, inputs: dict[str, Tensor], keep: Tensor) -> Tensor:
+        """Logits (kept, vocab) at the positions where `keep` (batch, time) is true, row by row."""
+        if "logits_to_keep" not in self._arguments:
+            whole: Tensor = self.model(**inputs, use_cache=False).logits
+            return whole[keep]
+        kept: Tensor = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits
+        return kept if kept.ndim == 2 else kept[keep]
+
+    def _encode(self, texts: Sequence[str], prompts: Sequence[Prompt], side: PaddingSide) -> dict[str, Tensor]:
+        try:
+            encoded = self.renderer.encode(texts, [p.images for p in prompts], side)
+        except (ValueError, TypeError, ZeroDivisionError) as error:
+            raise SampleError(f"the model's processor refuses the chat: {error}") from error
+        tensors: dict[str, Tensor] = {}
+        for name, value in encoded.items():
+            if name == "token_type_ids" and name not in self._arguments:
+                continue
+            kind = self.model.dtype if value.is_floating_point() else None
+            tensors[name] = value.to(self.model.device, kind)
+        return tensors
+
+    def _eos_ids(self) -> frozenset[int]:
+        config = getattr(self.model, "generation_config", None)
+        listed = getattr(config, "eos_token_id", None)
+        found = [*(listed if isinstance(listed, list) else [listed]), self.tokenizer.eos_token_id]
+        found.append(self.tokenizer.convert_tokens_to_ids(self.renderer.end_of_turn))
+        return frozenset(token for token in found if isinstance(token, int))
+
+    @contextmanager
+    def _own_defaults(self, config: GenerationConfig) -> Iterator[None]:
+        """Keep the checkpoint's sampling defaults (Qwen2.5-VL penalises repetition, say) out of what was asked for."""
+        owners = (self.model, self._inner)
+        before = [owner.generation_config for owner in owners]
+        self.model.generation_config = config
+        try:
+            yield
+        finally:
+            for owner, own in zip(owners, before, strict=True):
+                owner.generation_config = own

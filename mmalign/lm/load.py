@@ -1,0 +1,176 @@
+"""From a `ModelSpec` to a model and its processor: local first, safetensors only, no code from the checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from mmalign.errors import ModelError
+from mmalign.lm.render import Renderer
+from mmalign.lm.spec import ModelSpec
+
+
+@dataclass
+class Loaded:
+    """A model in eval mode, the processor (tokenizer for a text-only model) it came with, and a name for provenance."""
+
+    model: Any
+    processor: Any
+    name: str
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        return Renderer(self.processor)
+
+
+def load_model(spec: ModelSpec) -> Loaded:
+    """Load what `spec` names. Raises ModelError, in one line, when it cannot.
+
+    An image-text-to-text config gives such a model with its processor, a causal-LM config one with its tokenizer.
+    Nothing is fetched unless `spec.download`; weights must be safetensors; code inside checkpoints never runs.
+    Torch's thread count is left alone: on a machine that is busy with other work set OMP_NUM_THREADS=1, because
+    threads that wait for a core spin and make small models several times slower.
+    """
+    device = _device(spec.device)
+    weights: dict[str, Any] = {"use_safetensors": True, "dtype": _dtype(spec.dtype, device)}
+    if spec.attn_implementation is not None:
+        weights["attn_implementation"] = spec.attn_implementation
+    with _explained(spec) as (source, common):
+        config = AutoConfig.from_pretrained(source, **common)
+        kind = AutoModelForImageTextToText if _sees(spec, config) else AutoModelForCausalLM
+        model: Any = kind.from_pretrained(source, config=config, **weights, **common)
+        processor = _processor(source, common, sees=_sees(spec, config))
+    if spec.adapter is not None:
+        model = _with_adapter(model, spec.adapter)
+    name = spec.name if spec.adapter is None else f"{spec.name}+{spec.adapter}"
+    return Loaded(model.to(device).eval().requires_grad_(False), processor, name)
+
+
+def load_processor(spec: ModelSpec) -> Any:
+    """Only the processor (the tokenizer for a text-only model): enough to render and count tokens."""
+    with _explained(spec) as (source, common):
+        return _processor(source, common, sees=_sees(spec, AutoConfig.from_pretrained(source, **common)))
+
+
+def _sees(spec: ModelSpec, config: Any) -> bool:
+    """Whether the config is one of an image-text-to-text model; ModelError if of no model that writes text."""
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return True
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    what = type(config).__name__
+    raise ModelError(f"model.name {spec.name!r}: {what} is neither an image-text-to-text model nor a causal LM")
+
+
+def _processor(source: str, common: dict[str, Any], *, sees: bool) -> Any:
+    return (AutoProcessor if sees else AutoTokenizer).from_pretrained(source, **common)
+
+
+@contextmanager
+def _explained(spec: ModelSpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where to load from and with what arguments; what goes wrong inside becomes a ModelError of one line."""
+    source = _source(spec)
+    common = {
+        "trust_remote_code": False,
+        "local_files_only": not spec.download or Path(source).is_dir(),
+        "revision": spec.revision or "main",
+    }
+    had_bar = is_progress_bar_enabled()
+    if spec.name == "tiny":
+        disable_progress_bar()  # it loads in an instant
+    try:
+        yield source, common
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(_why(spec, source, error)) from error
+    finally:
+        if had_bar:
+            enable_progress_bar()
+
+
+def _source(spec: ModelSpec) -> str:
+    if spec.name == "tiny":
+        folder = Path(str(files("mmalign.tiny"))) / "model"
+        if not folder.is_dir():
+            raise ModelError("model.name 'tiny': the embedded model is missing from this install; reinstall mmalign")
+        return str(folder)
+    folder = Path(spec.name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model.name {spec.name!r}: the folder holds no config.json, so no transformers model")
+        return str(folder)
+    if folder.is_absolute() or spec.name.startswith((".", "~")) or folder.exists() or spec.name.count("/") > 1:
+        raise ModelError(f"model.name {spec.name!r}: there is no such folder")
+    return spec.name
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f"model.device {name!r}: give auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"model.device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; try auto")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ModelError(f"model.dtype {name!r}: give auto, {', '.join(known)}")
+    return known[name]
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    from peft import PeftModel
+
+    folder = Path(adapter).expanduser()
+    for needed in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / needed).is_file():
+            raise ModelError(f"model.adapter {adapter!r}: the folder holds no {needed}")
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 reads an attribute that transformers 5.23 has renamed.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model.adapter {adapter!r} does not fit the model: {_first_line(error)}") from error
+
+
+def _why(spec: ModelSpec, source: str, error: Exception) -> str:
+    folder = Path(source)
+    if folder.is_dir():
+        if isinstance(error, OSError) and not any(folder.glob("*.safetensors")):
+            return f"model.name {spec.name!r}: the folder holds no .safetensors weights (other formats are not loaded)"
+        return f"model.name {spec.name!r}: {_first_line(error)}"
+    if not spec.download:
+        return (
+            f"model.name {spec.name!r} is neither a folder nor in the local Hugging Face cache: "
+            "give a folder, or set model.download: true to fetch it"
+        )
+    return f"model.name {spec.name!r} cannot be fetched: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,105 @@
+"""What runs next: jobs that wait for the model, and the choice of the batch that wastes least of it.
+
+Pure and single-threaded; `local` brings the threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mmalign.lm.batch import Prompt
+from mmalign.types import Sampling
+
+Verb = Literal["logits", "score", "generate"]
+#: Short work first: it lets samples go on, so that more of them ask for the long work together.
+_ORDER: dict[str, int] = {"logits": 0, "score": 1, "generate": 2}
+#: A job that has been passed over this many times is run next, whatever else waits.
+PATIENCE = 16
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One row of a future batch, and everyone who waits for its result.
+
+    `new_tokens` is how many tokens the row may grow by (generate) or has behind its prompt (score).
+    """
+
+    verb: Verb
+    prompt: Prompt
+    new_tokens: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    answer: str = ""
+    receivers: list[Callable[[Any], None]] = field(default_factory=list)
+    is_wanted: list[Callable[[], bool]] = field(default_factory=list)
+    passed_over: int = 0
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for jobs with equal results. Greedy answers do not depend on the seed."""
+        if self.verb == "generate":
+            return self.verb, self.prompt.key, self.sampling, self.seed if self.sampling.temperature > 0 else None
+        return self.verb, self.prompt.key, self.answer
+
+    @property
+    def num_tokens(self) -> int:
+        return self.prompt.num_tokens + self.new_tokens
+
+    @property
+    def wanted(self) -> bool:
+        return any(wanted() for wanted in self.is_wanted)
+
+    def finish(self, result: Any) -> None:
+        """Hand `result`, which may be an exception, to everyone who waits."""
+        for receive in self.receivers:
+            receive(result)
+
+
+def is_full(pending: Sequence[Job], max_rows: int) -> bool:
+    """Whether some group of jobs fills a batch, so that waiting for more would gain nothing."""
+    return any(len(group) >= max_rows for group in _groups(pending).values())
+
+
+def next_batch(pending: Sequence[Job], max_rows: int, max_tokens: int, max_logits_rows: int) -> list[Job]:
+    """Jobs to run together, out of `pending` (oldest first, not empty).
+
+    A batch is of one verb, with or without pictures. A group that fills a batch goes first, else short work goes before
+    long, else the older one. Within the group jobs are sorted by length, and the batch is the stretch around the
+    oldest job, cut to `max_tokens` padded tokens; for scores also to `max_logits_rows` answer tokens, whose logits
+    exist at the same time. One job alone is always let through.
+    """
+    groups = _groups(pending)
+
+    def urgency(group: list[Job]) -> tuple[bool, bool, int]:
+        is_late = any(job.passed_over >= PATIENCE for job in group)
+        return not is_late, len(group) < max_rows, _ORDER[group[0].verb]
+
+    group = min(groups.values(), key=urgency)  # min keeps the first, and groups are in order of their oldest job
+    oldest = group[0]
+    ranked = sorted(group, key=lambda job: (job.sampling.max_new_tokens, job.num_tokens, job.prompt.text))
+    place = next(i for i, job in enumerate(ranked) if job is oldest)
+    start = max(0, min(place - place % max_rows, len(ranked) - max_rows))
+    batch = ranked[start : start + max_rows]
+    while len(batch) > 1 and not _fits(batch, max_tokens, max_logits_rows):
+        # Long rows cost most; but the oldest job stays, or it might never run.
+        batch.remove(batch[-1] if batch[-1] is not oldest else batch[0])
+    taken = set(map(id, batch))
+    for job in pending:
+        job.passed_over += id(job) not in taken
+    return batch
+
+
+def _groups(pending: Sequence[Job]) -> dict[tuple[Verb, bool], list[Job]]:
+    groups: dict[tuple[Verb, bool], list[Job]] = {}
+    for job in pending:
+        groups.setdefault((job.verb, bool(job.prompt.images)), []).append(job)
+    return groups
+
+
+def _fits(batch: Sequence[Job], max_tokens: int, max_logits_rows: int) -> bool:
+    longest = max(job.prompt.num_tokens for job in batch) + max(job.new_tokens for job in batch)
+    if batch[0].verb == "score" and sum(job.new_tokens for job in batch) > max_logits_rows:
+        return False
+    return len(batch) * longest <= max_tokens

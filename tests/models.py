@@ -1,0 +1,266 @@
+"""Tiny random models of stock transformers classes with processors built by hand: no hub, no files.
+
+`tiny(name)` gives a fresh `Loaded`; random weights are scaled up so that greedy answers vary instead of repeating.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from mmalign.lm.load import Loaded
+from mmalign.types import MediaRef, Picture
+
+WORDS = (
+    "Describe the picture in detail. Is there a red boat in the picture? Answer yes or no. Yes. No. There is a big "
+    "blue fish at the top and a small tree on the left. What colour is the crab? Say: one two three four five six. "
+)
+SPECIALS = [
+    "<|pad|>",
+    "<|end|>",
+    "<|begin|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<image>",
+]
+
+#: Content as a list of parts; the turn ends with a token and a line break, as in Qwen.
+PARTS_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{% if p.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+#: Content as a string only.
+STRING_TEMPLATE = (
+    "<|begin|>{% for m in messages %}<|{{ m.role }}|>{{ m.content + '' }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+#: Shape of LLaVA 1.5: no control tokens, a blank before the answer, no end of turn.
+LLAVA_TEMPLATE = (
+    "{% for m in messages %}{% if m.role != 'system' %}{{ m.role.upper() + ': ' }}{% endif %}"
+    "{% for p in m.content if p.type == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for p in m.content if p.type == 'text' %}{{ p.text + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def tokenizer(template: str | None = STRING_TEMPLATE, bos: bool = False) -> PreTrainedTokenizerFast:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator([WORDS] * 20, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        bos_token="<|begin|>" if bos else None,
+        additional_special_tokens=SPECIALS[2:],
+    )
+    made.chat_template = template
+    return made
+
+
+def _text_model(kind: str) -> Loaded:
+    tok = tokenizer(STRING_TEMPLATE, bos=True)
+    config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[
+        kind
+    ]
+    config = config_class(
+        vocab_size=len(tok),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=tok.pad_token_id,
+        eos_token_id=tok.eos_token_id,
+        bos_token_id=tok.bos_token_id,
+    )
+    return Loaded(model_class(config), tok, f"{kind}-random")
+
+
+def _llava() -> Loaded:
+    tok = tokenizer(None)
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
+    )
+    text = LlamaConfig(
+        vocab_size=len(tok),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=tok.pad_token_id,
+        eos_token_id=tok.eos_token_id,
+        bos_token_id=None,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer=tok,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    return Loaded(LlavaForConditionalGeneration(config), processor, "llava-random")
+
+
+def _qwen_vl(generation: str, width: int = 32, layers: int = 2) -> Loaded:
+    tok = tokenizer(None)
+    ids = {name: tok.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start")}
+    text = {
+        "vocab_size": len(tok),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": tok.pad_token_id,
+        "eos_token_id": tok.eos_token_id,
+        "bos_token_id": None,
+    }
+    special = {
+        "image_token_id": ids["image_pad"],
+        "video_token_id": ids["video_pad"],
+        "vision_start_token_id": ids["vision_start"],
+        "vision_end_token_id": tok.convert_tokens_to_ids("<|vision_end|>"),
+    }
+    sizes = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
+    limits = {"size": {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}}
+    images = Qwen2VLImageProcessor(**sizes, **limits)
+    if generation == "2.5":
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+        vision = {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": width,
+            "window_size": 32,
+            "fullatt_block_indexes": [1],
+        }
+        config = Qwen2_5_VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **special)
+        videos = Qwen2VLVideoProcessor(**sizes)
+        processor = Qwen2_5_VLProcessor(images, tok, videos, chat_template=PARTS_TEMPLATE)
+        return Loaded(Qwen2_5_VLForConditionalGeneration(config), processor, "qwen2.5-vl-random")
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": width,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    config = Qwen3VLConfig(
+        text_config={**text, "head_dim": 8, "rope_parameters": rope}, vision_config=vision, **special
+    )
+    videos = Qwen3VLVideoProcessor(**sizes)
+    processor = Qwen3VLProcessor(images, tok, videos, chat_template=PARTS_TEMPLATE)
+    return Loaded(Qwen3VLForConditionalGeneration(config), processor, "qwen3-vl-random")
+
+
+_MAKERS: dict[str, Callable[[], Loaded]] = {
+    "llama": lambda: _text_model("llama"),
+    "qwen3": lambda: _text_model("qwen3"),
+    "llava": _llava,
+    "qwen2.5-vl": lambda: _qwen_vl("2.5"),
+    "qwen3-vl": lambda: _qwen_vl("3"),
+}
+SEEING = ("llava", "qwen2.5-vl", "qwen3-vl")
+READING = ("llama", "qwen3")
+ALL = (*READING, *SEEING)
+
+
+def tiny(name: str, seed: int = 0) -> Loaded:
+    """A fresh random model, float32 on the CPU, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        loaded = _MAKERS[name]()
+        with torch.no_grad():
+            for parameter in loaded.model.parameters():
+                if parameter.ndim >= 2:
+                    parameter.normal_(0.0, 0.35 if parameter.shape[-1] <= 64 else 0.15)
+    loaded.model.float().eval().requires_grad_(False)
+    return loaded
+
+
+def tiny_llama() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A fresh text-only model and its tokenizer, to be saved into a folder."""
+    loaded = tiny("llama")
+    return loaded.model, loaded.processor
+
+
+def large(seed: int = 0) -> Loaded:
+    """A random Qwen3-VL with about the work per token of the embedded model, for timing."""
+    torch.manual_seed(seed)
+    loaded = _qwen_vl("3", width=192, layers=6)
+    loaded.model.float().eval().requires_grad_(False)
+    return loaded
+
+
+@cache
+def shared(name: str) -> Loaded:
+    """One model per test process, for tests that do not change it."""
+    return tiny(name)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (32, 32)) -> Picture:
+    """A picture with a few coloured blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
+    return Picture(Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST), MediaRef(f"{seed}.png"))

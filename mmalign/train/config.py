@@ -1,0 +1,110 @@
+"""What a training run can be told. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters.
+
+    Args:
+        rank: Rank of every adapter.
+        alpha: Scale; the update is multiplied by alpha / rank.
+        dropout: Dropout on the adapter's input. The model's own dropout is always off.
+        targets: Last names of the linear layers that get an adapter, such as q_proj. Empty means all linear layers of
+            the language model except its head (and, without `freeze_vision`, those of tower and projector).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How pairs are trained on.
+
+    Args:
+        epochs: Passes over the pairs.
+        learning_rate: Highest rate of the schedule.
+        batch_size: Pairs per optimizer step, over all ranks.
+        micro_batch_size: Pairs per forward on one rank; changes memory and speed, not the result.
+        schedule: How the rate falls after the warm-up: cosine or linear to 0, or constant.
+        warmup_ratio: Share of the steps in which the rate rises from 0.
+        weight_decay: AdamW's, on matrices only.
+        max_grad_norm: Gradients are scaled down to this norm; 0 leaves them alone.
+        seed: Order of the pairs, first adapter weights, adapter dropout.
+        max_length: Most tokens of a prompt (media included) with one answer; none means no limit. Nothing is ever cut.
+        overlong: What to do with a pair over `max_length`: drop it (counted), or stop with an error.
+        lora: Adapter settings; null trains all weights.
+        freeze_vision: Leave vision tower and projector as they are.
+        precompute_reference: Compute the reference's log-probs once, before training, and keep them on disk. Without
+            it they come from the same weights with the adapter off, at every step (LoRA only).
+        gradient_checkpointing: Compute activations twice to save memory.
+        precision: fp32 turns all weights to float32; bf16 does so with those that are trained, and runs the forward in
+            bfloat16 by autocast.
+        checkpoint_every_steps: Optimizer steps between checkpoints; 0 writes none.
+        keep_checkpoints: How many of the newest checkpoints stay on disk.
+        report_to: Experiment trackers that accelerate knows, such as tensorboard, beside `metrics.jsonl`.
+        threads: CPU threads for torch; 0 leaves torch's default.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 5e-6
+    batch_size: int = 8
+    micro_batch_size: int = 2
+    schedule: Schedule = "cosine"
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    max_length: int | None = 2048
+    overlong: Literal["drop", "error"] = "drop"
+    lora: LoraConfig | None = field(default_factory=LoraConfig)
+    freeze_vision: bool = True
+    precompute_reference: bool = True
+    gradient_checkpointing: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every_steps: int = 50
+    keep_checkpoints: int = 2
+    report_to: tuple[str, ...] = ()
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError that names the key, its value and what would be right."""
+        at_least = {
+            "epochs": 1,
+            "batch_size": 1,
+            "micro_batch_size": 1,
+            "weight_decay": 0,
+            "max_grad_norm": 0,
+            "checkpoint_every_steps": 0,
+            "keep_checkpoints": 1,
+            "threads": 0,
+        }
+        for key, least in at_least.items():
+            if not getattr(self, key) >= least:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be {least} or more")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be more than 0")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"warmup_ratio is {self.warmup_ratio}; it must be between 0 and 1")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}; it must be 2 or more, or null for no limit")
+        if self.lora is not None and self.lora.rank < 1:
+            raise ValueError(f"lora.rank is {self.lora.rank}; it must be 1 or more, or lora null")
+        if self.lora is None and not self.precompute_reference:
+            raise ValueError(
+                "precompute_reference is false; without an adapter to switch off there is no other reference: "
+                "set it to true, or set lora"
+            )
+
+
+#: Keys that change where or how fast a run goes, never what comes out; a continued run may differ in them.
+FREE_KEYS = ("checkpoint_every_steps", "keep_checkpoints", "report_to", "threads", "micro_batch_size")

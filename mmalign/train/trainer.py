@@ -1,0 +1,295 @@
+"""`PreferenceTrainer`: pairs and an objective in, an adapter or a model out.
+
+One loop on accelerate. What comes out depends on pairs, weights, objective and settings only: not on the micro-batch
+size, not on interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from torch import Tensor
+
+from mmalign.errors import TrainError
+from mmalign.lm.load import Loaded
+from mmalign.media.image import PictureLimits
+from mmalign.objectives import LossInputs, Objective
+from mmalign.pairs import PairRow
+from mmalign.train.atomic import replacing
+from mmalign.train.checkpoint import Checkpoints
+from mmalign.train.collate import Collator, PairBatch
+from mmalign.train.config import FREE_KEYS, TrainConfig
+from mmalign.train.logps import completion_logps
+from mmalign.train.metrics import MetricsLog, read_metrics
+from mmalign.train.progress import ProgressLine
+from mmalign.train.reference import FirstPass, Measured, adapter_off, rows_key, weights_key
+from mmalign.train.schedule import Order, lr_factor, rank_share
+from mmalign.train.step import StepTotals, loss_inputs, refuse_nonfinite
+from mmalign.train.weights import trainable, training_mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a training run left: `path` is a PEFT adapter or a whole model, each with its processor.
+
+    `num_pairs` were trained on, `num_dropped` were longer than `max_length`; `last` holds the last step's metrics.
+    """
+
+    path: Path
+    kind: Literal["adapter", "model"]
+    num_pairs: int
+    num_dropped: int
+    steps: int
+    last: dict[str, float]
+
+
+class PreferenceTrainer:
+    """Trains `loaded.model`, in place, on `rows` to minimise `objective`.
+
+    Everything is kept in the folder `output`: `checkpoints/`, `reference/`, `metrics.jsonl`, and at the end `adapter/`
+    or `model/` with `result.json`. Run again with the same arguments it goes on from the newest checkpoint, or hands
+    back the finished result. `data_root` is the folder that media paths are relative to, `limits` are those of the
+    pairs' making. The trained weights are in `output` and, when the last call did train, in `model`.
+
+    Raises TrainError when there is nothing to train on, or what there is cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        rows: Sequence[PairRow],
+        objective: Objective,
+        config: TrainConfig,
+        data_root: Path,
+        output: Path,
+        *,
+        limits: PictureLimits | None = None,
+        quiet: bool = False,
+    ) -> None:
+        if not rows:
+            raise TrainError("there are no pairs to train on; look at the yield and the quarantine of the generation")
+        if absent := sorted(set(config.report_to) - {str(name) for name in get_available_trackers()}):
+            raise TrainError(f"train.report_to: {', '.join(absent)}: not installed or not known to accelerate")
+        if not config.precompute_reference and hasattr(loaded.model, "peft_config"):
+            raise TrainError(
+                "train.precompute_reference is false, but the model comes with an adapter, which is part of the "
+                "reference; set it to true"
+            )
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.rows, self.objective, self.config, self.output = list(rows), objective, config, output
+        self.processor = loaded.processor
+        self._sides = tuple(side for side in ("chosen", "rejected") if side in objective.needs)
+        limits = limits or PictureLimits()
+        self._collate = Collator(loaded.renderer, data_root, limits, self._sides)
+        start = weights_key(loaded.model)
+        torch.manual_seed(config.seed)
+        self.model = trainable(loaded.model, config)
+        on_cpu = next(self.model.parameters()).device.type == "cpu"
+        self._accelerator = Accelerator(cpu=on_cpu, log_with=list(config.report_to) or None, project_dir=str(output))
+        forms = [start, asdict(limits), self._sides, config.precision, _template(loaded), config.max_length]
+        self._pass_key = _short([*forms, rows_key(rows, labels=False), self._scores_reference])
+        settings = {key: value for key, value in asdict(config).items() if key not in FREE_KEYS}
+        self._run_key = _short([*forms, rows_key(rows, labels=True), repr(objective), settings])
+        self._quiet = quiet or not self._accelerator.is_main_process
+
+    def train(self) -> TrainResult:
+        """Train to the end, from wherever an earlier call was interrupted."""
+        if (done := self._finished()) is not None:
+            return done
+        measured, kept = self._measure()
+        accelerator, config = self._accelerator, self.config
+        order = Order(len(kept), config.batch_size, config.epochs, config.seed)
+        model, optimizer = accelerator.prepare(self.model, self._optimizer())
+        checkpoints = Checkpoints(
+            folder=self.output / "checkpoints",
+            run_key=self._run_key,
+            keep=config.keep_checkpoints,
+            rank=accelerator.process_index,
+            wait=accelerator.wait_for_everyone,
+        )
+        start = checkpoints.resume(self.model, optimizer)
+        log = MetricsLog(self.output / "metrics.jsonl")
+        if accelerator.is_main_process:
+            log.rewind(start)
+        accelerator.init_trackers("mmalign", {"objective": repr(self.objective)})
+        training_mode(self.model)
+        with ProgressLine("training", order.num_steps, start, unit="steps", visible=not self._quiet) as line:
+            for step in range(start, order.num_steps):
+                rate = config.learning_rate * lr_factor(step, order.num_steps, config.warmup_ratio, config.schedule)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                indices = [kept[index] for index in order.batch(step)]
+                values = self._step(model, optimizer, indices, measured)
+                values = {"step": step + 1, "epoch": (step + 1) / order.steps_per_epoch, "lr": rate, **values}
+                if accelerator.is_main_process:
+                    log.append(values)
+                accelerator.log(values, step=step + 1)
+                line.advance(note=f"loss {values['loss']:.4f}")
+                if config.checkpoint_every_steps and (step + 1) % config.checkpoint_every_steps == 0:
+                    checkpoints.save(step + 1, self.model, optimizer)
+        for tracker in accelerator.trackers:
+            # Not `end_training`: that would also part the ranks, who have more to do.
+            tracker.finish()
+        self.model.eval()
+        return self._finish(len(kept), order.num_steps)
+
+    # One optimizer step ----------------------------------------------------------------------------------------------
+
+    def _step(self, model: Any, optimizer: Any, indices: list[int], measured: Measured) -> dict[str, float]:
+        accelerator = self._accelerator
+        mine, num_mine = rank_share(indices, accelerator.process_index, accelerator.num_processes)
+        tokens = measured.counts[indices].sum(0).tolist()
+        totals = StepTotals(len(indices), dict(zip(self._sides, tokens, strict=True)))
+        size = self.config.micro_batch_size
+        sums: dict[str, Tensor] = {}
+        for first in range(0, len(mine), size):
+            part = mine[first : first + size]
+            is_last = first + size >= len(mine)
+            batch = self._collate([self.rows[index] for index in part]).to(accelerator.device)
+            counted = (torch.arange(first, first + len(part)) < num_mine).float().to(accelerator.device)
+            # Ranks exchange gradients once per step.
+            with nullcontext() if is_last else accelerator.no_sync(model):
+                output = self.objective(self._inputs(model, batch, part, measured))
+                loss = totals.loss(output, batch.weight * counted)
+                refuse_nonfinite(output, batch.ids)
+                # Distributed training averages gradients over ranks; the loss is already divided by the whole step.
+                accelerator.backward(loss * accelerator.num_processes)
+            found = {"loss": loss.detach()}
+            found |= {name: (value * counted).sum() / totals.pairs for name, value in output.metrics.items()}
+            sums = {name: sums.get(name, torch.zeros_like(value)) + value for name, value in found.items()}
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        if not math.isfinite(norm):
+            ids = ", ".join(self.rows[index].id for index in indices)
+            raise TrainError(f"the gradient is not finite at the pairs {ids}; lower train.learning_rate or drop them")
+        optimizer.step()
+        optimizer.zero_grad()
+        values = {name: float(accelerator.reduce(value, reduction="sum")) for name, value in sums.items()}
+        return {**values, "grad_norm": float(norm)}
+
+    def _inputs(self, model: Any, batch: PairBatch, indices: Sequence[int], measured: Measured) -> LossInputs:
+        with self._autocast():
+            policy = completion_logps(model, batch)
+        reference: Tensor | None = None
+        if measured.logps is not None:
+            reference = measured.reference(indices, batch.mask)
+        elif "reference" in self.objective.needs:
+            reference = self._score(batch)
+            training_mode(self.model)
+        return loss_inputs(batch, policy, reference)
+
+    # Before the first step -------------------------------------------------------------------------------------------
+
+    @property
+    def _scores_reference(self) -> bool:
+        return "reference" in self.objective.needs and self.config.precompute_reference
+
+    def _measure(self) -> tuple[Measured, list[int]]:
+        """The first pass, and the indices of the pairs that are short enough."""
+        accelerator, config = self._accelerator, self.config
+        self.model.to(accelerator.device)
+        first_pass = FirstPass(
+            folder=self.output / "reference",
+            key=self._pass_key,
+            collate=self._collate,
+            score=self._score if self._scores_reference else None,
+            batch_size=config.micro_batch_size,
+            max_length=config.max_length,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            wait=accelerator.wait_for_everyone,
+        )
+        what = "reference" if self._scores_reference else "measuring"
+        with ProgressLine(what, len(self.rows), unit="pairs", visible=not self._quiet) as line:
+            measured = first_pass.run(self.rows, line.advance)
+        longest = measured.lengths.amax(1).tolist()
+        kept = [
+            index for index, length in enumerate(longest) if config.max_length is None or length <= config.max_length
+        ]
+        if len(kept) < len(self.rows) and (config.overlong == "error" or not kept):
+            worst = max(range(len(longest)), key=longest.__getitem__)
+            raise TrainError(
+                f"{len(self.rows) - len(kept)} of {len(self.rows)} pairs are longer than train.max_length "
+                f"{config.max_length}, pair {self.rows[worst].id} has {longest[worst]} tokens; raise train.max_length, "
+                "or set train.overlong to drop"
+            )
+        return measured, kept
+
+    @torch.no_grad()
+    def _score(self, batch: PairBatch) -> Tensor:
+        """Reference log-probs (N, T): the start of this run before training, else the weights without the adapter."""
+        self.model.eval()
+        is_start = self.config.precompute_reference
+        with self._autocast(), nullcontext() if is_start else adapter_off(self.model):
+            return completion_logps(self.model, batch.to(self._accelerator.device))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.config.learning_rate)
+
+    def _autocast(self) -> Any:
+        # Not accelerate's own: that would turn whole outputs, logits included, back to float32.
+        enabled = self.config.precision == "bf16"
+        return torch.autocast(self._accelerator.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    # The end ---------------------------------------------------------------------------------------------------------
+
+    def _finish(self, num_pairs: int, steps: int) -> TrainResult:
+        kind: Literal["adapter", "model"] = "model" if self.config.lora is None else "adapter"
+        result = self.output / "result.json"
+        if self._accelerator.is_main_process:
+            with replacing(self.output / kind) as partial:
+                options = {"save_embedding_layers": False} if kind == "adapter" else {}
+                self.model.save_pretrained(partial, **options)
+                self.processor.save_pretrained(partial)
+            with replacing(result) as partial:
+                state = {
+                    "run_key": self._run_key,
+                    "kind": kind,
+                    "num_pairs": num_pairs,
+                    "num_dropped": len(self.rows) - num_pairs,
+                    "steps": steps,
+                }
+                partial.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        self._accelerator.wait_for_everyone()
+        done = self._finished()
+        assert done is not None
+        return done
+
+    def _finished(self) -> TrainResult | None:
+        path = self.output / "result.json"
+        if not path.exists():
+            return None
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if state.pop("run_key") != self._run_key:
+            raise TrainError(
+                f"{path}: is the result of other pairs, another model or other settings; train into an empty folder"
+            )
+        last = read_metrics(self.output / "metrics.jsonl")[-1]
+        return TrainResult(path=self.output / state["kind"], last=last, **state)
+
+
+def _template(loaded: Loaded) -> str:
+    """What decides how a chat becomes tokens, beside the tokenizer's vocabulary."""
+    processor = loaded.processor
+    template = getattr(processor, "chat_template", None) or loaded.renderer.tokenizer.chat_template
+    return f"{template}{len(loaded.renderer.tokenizer)}"
+
+
+def _short(values: Sequence[Any]) -> str:
+    """A short name for values that JSON can write."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,158 @@
+"""The first pass: right numbers, made once, going on after an interruption, never taken for another run's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmalign.errors import TrainError
+from mmalign.lm.render import Renderer
+from mmalign.media.image import PictureLimits
+from mmalign.pairs import PairRow
+from mmalign.train import reference
+from mmalign.train.collate import Collator, PairBatch
+from mmalign.train.logps import completion_logps
+from mmalign.train.reference import FirstPass, rows_key, weights_key
+from tests.models import shared, tiny
+from tests.train.rows import make_rows
+
+
+def first_pass(root: Path, name: str = "qwen3-vl", batch_size: int = 2, max_length: int | None = None) -> FirstPass:
+    model = shared(name).model
+
+    @torch.no_grad()
+    def score(batch: PairBatch) -> Tensor:
+        return completion_logps(model, batch)
+
+    return FirstPass(
+        folder=root / "reference",
+        key="key",
+        collate=Collator(Renderer(shared(name).processor), root, PictureLimits()),
+        score=score,
+        batch_size=batch_size,
+        max_length=max_length,
+    )
+
+
+def quiet(_count: int) -> None:
+    return
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PairRow]:
+    monkeypatch.setattr(reference, "PART_SIZE", 2)
+    return make_rows(tmp_path, 5)
+
+
+def test_numbers_are_those_of_the_model(tmp_path: Path, rows: list[PairRow]) -> None:
+    first = first_pass(tmp_path)
+    measured = first.run(rows, quiet)
+    batch = first.collate([rows[3], rows[0]])
+    with torch.no_grad():
+        expected = completion_logps(shared("qwen3-vl").model, batch)
+    torch.testing.assert_close(measured.reference([3, 0], batch.mask), expected, atol=1e-5, rtol=1e-5)
+    assert measured.lengths[[3, 0]].tolist() == batch.lengths.T.tolist()
+    assert measured.counts[[3, 0]].tolist() == batch.mask.sum(-1).view(2, 2).T.tolist()
+
+
+def test_an_interrupted_pass_goes_on(tmp_path: Path, rows: list[PairRow]) -> None:
+    expected = first_pass(tmp_path / "whole").run(make_rows(_made(tmp_path / "whole"), 5), quiet)
+    calls: list[tuple[str, ...]] = []
+
+    def counting(score: Callable[[PairBatch], Tensor], stop_at: int) -> Callable[[PairBatch], Tensor]:
+        def scored(batch: PairBatch) -> Tensor:
+            calls.append(batch.ids)
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            return score(batch)
+
+        return scored
+
+    first = first_pass(tmp_path)
+    assert first.score is not None
+    with pytest.raises(KeyboardInterrupt):
+        replace(first, score=counting(first.score, 2)).run(rows, quiet)
+    assert len(calls) == 2
+    again = replace(first, score=counting(first.score, 99)).run(rows, quiet)
+    assert len(calls) == 2 + 2, "the first part is read, the second and third are made"
+    assert replace(first, score=counting(first.score, 5)).run(rows, quiet).counts.tolist() == again.counts.tolist()
+    assert len(calls) == 4
+    assert again.logps is not None
+    assert expected.logps is not None
+    for found, wanted in zip(again.logps, expected.logps, strict=True):
+        torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_a_half_written_part_is_made_again(tmp_path: Path, rows: list[PairRow]) -> None:
+    first = first_pass(tmp_path)
+    home = tmp_path / "reference" / "key"
+    home.mkdir(parents=True)
+    (home / ".partial-part-00000.safetensors").write_bytes(b"\x00" * 20)
+    measured = first.run(rows, quiet)
+    assert len(measured.counts) == 5
+    assert sorted(path.name for path in home.iterdir()) == [f"part-0000{number}.safetensors" for number in range(3)]
+
+
+def test_ranks_share_the_parts(tmp_path: Path, rows: list[PairRow]) -> None:
+    first = first_pass(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        replace(first, rank=1, world=2).run(rows, quiet)
+    parts = sorted(path.name for path in (tmp_path / "reference" / "key").iterdir())
+    assert parts == ["part-00001.safetensors"]
+    assert len(replace(first, rank=0, world=2).run(rows, quiet).counts) == 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_pairs_over_the_limit_are_measured_but_not_scored(tmp_path: Path, rows: list[PairRow], batch_size: int) -> None:
+    lengths = first_pass(tmp_path).run(rows, quiet).lengths.amax(1).tolist()
+    limit = sorted(lengths)[2]
+    limited = replace(first_pass(tmp_path, batch_size=batch_size, max_length=limit), key="limited")
+    measured, expected = limited.run(rows, quiet), first_pass(tmp_path).run(rows, quiet)
+    assert measured.lengths.tolist() == expected.lengths.tolist()
+    assert measured.counts.tolist() == expected.counts.tolist()
+    assert measured.logps is not None
+    assert expected.logps is not None
+    for length, found, wanted in zip(lengths, measured.logps, expected.logps, strict=True):
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other if length <= limit else torch.zeros_like(one), atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_score_only_lengths_are_kept(tmp_path: Path, rows: list[PairRow]) -> None:
+    measured = replace(first_pass(tmp_path), score=None).run(rows, quiet)
+    assert measured.logps is None
+    assert measured.counts.shape == (5, 2)
+
+
+def test_a_reference_that_is_no_number_names_the_pair(tmp_path: Path, rows: list[PairRow]) -> None:
+    def score(batch: PairBatch) -> Tensor:
+        values = torch.zeros(batch.mask.shape)
+        values[-1] = torch.nan
+        return values
+
+    with pytest.raises(TrainError, match=r"pair s1#0\.0: the reference"):
+        replace(first_pass(tmp_path), score=score).run(rows, quiet)
+
+
+def test_keys_tell_weights_and_rows_apart(tmp_path: Path, rows: list[PairRow]) -> None:
+    assert weights_key(tiny("llama").model) == weights_key(tiny("llama").model)
+    assert weights_key(tiny("llama").model) != weights_key(tiny("llama", seed=1).model)
+    changed = tiny("llama").model
+    with torch.no_grad():
+        changed.lm_head.weight[0, 0] += 1e-3
+    assert weights_key(tiny("llama").model) != weights_key(changed)
+    assert rows_key(rows, labels=False) != rows_key(rows[::-1], labels=False)
+    heavier = [replace(rows[0], weight=2.0), *rows[1:]]
+    assert rows_key(rows, labels=False) == rows_key(heavier, labels=False)
+    assert rows_key(rows, labels=True) != rows_key(heavier, labels=True)
+    other = [replace(rows[0], chosen="No."), *rows[1:]]
+    assert rows_key(rows, labels=False) != rows_key(other, labels=False)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmalign.errors import MediaError, MMAlignError, NoPair, SampleError
-    from mmalign.library import compare, load, make_pairs, train
+    from mmalign.library import align, compare, load, make_pairs
     from mmalign.methods import method
     from mmalign.pairs import PairRow, read_pairs, write_pairs
     from mmalign.types import Chat, Completion, Judgement, Pair, Picture, Sample, Sampling
 
 _HOME = {
     "errors": ("MMAlignError", "MediaError", "NoPair", "SampleError"),
-    "library": ("compare", "load", "make_pairs", "train"),
+    "library": ("align", "compare", "load", "make_pairs"),
     "methods": ("method",),
     "pairs": ("PairRow", "read_pairs", "write_pairs"),
     "types": ("Chat", "Completion", "Judgement", "Pair", "Picture", "Sample", "Sampling"),
@@ -37,12 +37,12 @@ __all__ = [
     "Sample",
     "SampleError",
     "Sampling",
+    "align",
     "compare",
     "load",
     "make_pairs",
     "method",
     "read_pairs",
-    "train",
     "write_pairs",
 ]
 

@@ -37,3 +37,7 @@ class NoPair(MMAlignError):
 
 class TrainError(MMAlignError):
     """Training cannot go on: pairs that do not fit, a loss that is no number, a checkpoint of another run."""
+
+
+class Interrupted(MMAlignError):
+    """The run was asked to stop (Ctrl-C, SIGTERM); what is done is kept."""

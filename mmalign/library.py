@@ -1,4 +1,4 @@
-"""The loop as four functions: load a model, make pairs, train, compare. The command line does nothing more."""
+"""The loop as four functions: load a model, make pairs, align, compare. The command line does nothing more."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def _generate(method: Any, source: Path, root: Path, model: Model, run: Ru
         await lm.close()
 
 
-def train(pairs: Pairs, model: Model, *, objective: Objective | None = None, **settings: Any) -> Model:
+def align(model: Model, pairs: Pairs, *, objective: Objective | None = None, **settings: Any) -> Model:
     """Train a copy of the model on pairs; `settings` are fields of `TrainConfig`. The given model stays as it is.
 
     Raises StoreError when there are no pairs.
@@ -122,7 +122,7 @@ def train(pairs: Pairs, model: Model, *, objective: Objective | None = None, **s
     )
     result = trainer.train()
     path = str(result.path)
-    return Model(replace(model.spec, name=path) if result.kind == "model" else replace(model.spec, adapter=path))
+    return Model(replace(model.spec, name=path, adapter=None) if result.kind == "model" else replace(model.spec, adapter=path))
 
 
 def compare(*models: Model, scenes: int = 100, prompt: str = DETAIL[0], seed: int = 0) -> list[dict[str, float]]:

@@ -130,7 +130,7 @@ def _train(recipe: Recipe, rows: list[PairRow], objective: Objective, output: Pa
 def _spec_of(recipe: Recipe, output: Path) -> ModelSpec:
     """How to load what a training run left in `output`."""
     if recipe.train.lora is None:
-        return replace(recipe.model, name=str(output / "model"))
+        return replace(recipe.model, name=str(output / "model"), adapter=None)  # merged, if there was one
     return replace(recipe.model, adapter=str(output / "adapter"))
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmalign.errors import MMAlignError
+from mmalign.errors import Interrupted, MMAlignError
 
 RECIPE_VERBS = {
     "run": "pairs, training, controls, evaluation and page in one go; goes on where it was",
@@ -86,11 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags and args.verb not in RECIPE_VERBS:
             raise MMAlignError(_unknown_flag(flags[0], top, args.verb))
         return _dispatch(args, flags)
+    except Interrupted as error:
+        print(f"mmalign: {error}", file=sys.stderr)
+        return 130
     except MMAlignError as error:
         print(f"mmalign: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mmalign: interrupted; what is done is kept, the same command goes on from there", file=sys.stderr)
+        print("mmalign: interrupted; what is done is kept, run the same command again to go on", file=sys.stderr)
         return 130
 
 

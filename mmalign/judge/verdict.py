@@ -68,7 +68,7 @@ def score(
         return None
     valid = [verdict.p_ok for verdict in verdicts if verdict.label != "invalid"]
     values: dict[Score, float] = {
-        "count": -float(inconsistent),
+        "count": float(-inconsistent),
         "rate": consistent / (consistent + inconsistent),
         "soft": -sum(1.0 - p_ok for p_ok in valid),
         "min_logp": math.log(max(min(valid), _FLOOR)),

@@ -87,13 +87,15 @@ class MethodInfo:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def method(name: str, *, media: MediaKind = "image", paper: str = "") -> Callable[[C], C]:
-    """Make a class a method: a frozen dataclass with keyword-only parameters, known by `name`.
+    """Make a class a method known by `name`: a frozen dataclass with keyword-only parameters, unless it is one already.
 
     Raises TypeError for a class without `pairs`, or with a parameter that has no default.
     """
 
     def register(cls: C) -> C:
-        made: Any = dataclass(frozen=True, kw_only=True)(cls)  # the same class, changed in place
+        made: Any = cls
+        if "__dataclass_fields__" not in vars(cls):
+            dataclass(frozen=True, kw_only=True)(cls)  # the same class, changed in place
         if not callable(getattr(cls, "pairs", None)):
             raise TypeError(f"method {name!r}: class {cls.__name__} has no `pairs`")
         bare = [f.name for f in fields(made) if f.default is MISSING and f.default_factory is MISSING]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,18 @@ def test_a_class_without_pairs_or_defaults_is_refused() -> None:
             rate: float
 
             def pairs(self) -> None: ...
+
+
+def test_a_class_that_is_a_dataclass_already_is_taken_as_it_is() -> None:
+    @method("own")
+    @dataclass(frozen=True, kw_only=True)
+    class Own:
+        rate: float = 0.5
+
+        def pairs(self) -> None: ...
+
+    assert Own(rate=0.1).rate == 0.1
+    assert describe(Own).name == "own"
 
 
 def test_parameters_are_frozen_and_by_keyword() -> None:

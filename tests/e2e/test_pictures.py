@@ -15,6 +15,7 @@ import pytest
 from mmalign.cli import main
 from mmalign.pairs import PairRow, read_pairs
 from tests.media.hostile import write_hostile_folder
+from tests.models import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "mmalign" / "tiny" / "recipes" / "self_consistency.yaml"
@@ -148,3 +149,23 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "samples: 8" in out
     assert "Describe" in out
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])
+def test_other_models_run_on_real_photographs(name: str, tmp_path: Path) -> None:
+    built = tiny(name)
+    # Random weights hardly ever end an answer by themselves, and stic drops answers that were cut off.
+    built.model.generation_config.eos_token_id = list(range(0, built.model.config.get_text_config().vocab_size, 12))
+    built.model.save_pretrained(tmp_path / "model")
+    built.processor.save_pretrained(tmp_path / "model")
+    photographs = ROOT / "data" / "images"
+    words = ["run", str(ROOT / "recipes" / "image" / "stic.yaml"), "--output", str(tmp_path / "run")]
+    words += ["--model.name", str(tmp_path / "model"), "--data.images", str(photographs), "--data.max_side", "64"]
+    words += ["--method.temperature", "1.0", "--method.max_new_tokens", "64", "--train.max_length", "null"]
+    words += ["--evaluate.scenes", "2", "--train.lora.rank", "2"]
+    assert main(words) == 0
+    assert not (tmp_path / "run" / "quarantine.jsonl").read_text(encoding="utf-8")
+    pairs = read_pairs(tmp_path / "run" / "round-0" / "pairs.parquet")
+    assert {pair.sample_id for pair in pairs} == {path.name for path in photographs.glob("*.jpg")}
+    table = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    assert [row["kind"] for row in table["rows"]] == ["before", "after", "control", "control", "control"]

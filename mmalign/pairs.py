@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,9 +166,9 @@ def write_pairs(path: Path, rows: Iterable[PairRow]) -> int:
     """Write rows to `path` atomically, in batches; returns how many."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with partial.open("wb") as stream:
             with pq.ParquetWriter(stream, SCHEMA, compression="zstd") as writer:
                 batch: list[Row] = []
                 for row in rows:
@@ -182,9 +181,9 @@ def write_pairs(path: Path, rows: Iterable[PairRow]) -> int:
                     writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
             stream.flush()
             os.fsync(stream.fileno())
-        Path(partial).replace(path)
+        partial.replace(path)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     return count
 

@@ -19,7 +19,7 @@ from mmalign.media.image import PictureLimits
 from mmalign.objectives import SFT, Objective
 from mmalign.pairs import PairRow, read_pairs
 from mmalign.recipe.schema import FREE_KEYS, Recipe
-from mmalign.samples import data_folder, read_samples
+from mmalign.samples import data_folder, list_pictures, read_samples
 from mmalign.tiny import draw_scene, scenes
 from mmalign.train.trainer import PreferenceTrainer
 from mmalign.types import MediaRef, SampleRow
@@ -27,10 +27,11 @@ from mmalign.types import MediaRef, SampleRow
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Samples, and the folder that their media paths start from."""
+    """Samples, the folder that their media paths start from, and how many there are, where that is known."""
 
     rows: Iterable[SampleRow]
     root: Path
+    total: int | None = None
 
 
 def open_run(recipe: Recipe) -> RunDir:
@@ -54,16 +55,22 @@ def source_of(recipe: Recipe) -> Source:
     Raises RecipeError when the recipe names no source.
     """
     data = recipe.data
+    total: int | None = None
     if data.scenes:
+        total = data.scenes
         root = recipe.output / "scenes"
         rows: Iterable[SampleRow] = _draw(root, data.scenes, recipe.seed)
     elif data.images or data.samples:
         path = Path(data.images or data.samples or "")
         root = data_folder(path)
         rows = read_samples(path)
+        total = len(list_pictures(path).pictures) if path.is_dir() else None
     else:
         raise RecipeError("data: no source; give --data.images DIR, --data.samples FILE or --data.scenes N")
-    return Source(islice(rows, data.limit) if data.limit else rows, root)
+    if data.limit is not None:
+        rows = islice(rows, data.limit)
+        total = data.limit if total is None else min(total, data.limit)
+    return Source(rows, root, total)
 
 
 def _draw(root: Path, num: int, seed: int) -> Iterator[SampleRow]:
@@ -96,6 +103,7 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
                 concurrency=recipe.generate.concurrency,
                 max_bad_share=recipe.generate.max_bad_share,
                 progress=progress_on(),
+                total=source.total,
             )
         finally:
             await lm.close()

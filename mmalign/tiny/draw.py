@@ -234,8 +234,8 @@ def _stencil(kind: str, side: int) -> tuple[npt.NDArray[np.float32], npt.NDArray
 def _sprite(kind: str, colour: str, side: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Colour already weighted by its coverage, and the coverage: (side, side, 3) and (side, side, 1)."""
     body, whole = (mask[..., None] for mask in _stencil(kind, side))
-    ink = body * np.float32(COLOURS[colour]) + np.maximum(whole - body, 0) * np.float32(OUTLINE)
-    return ink.astype(np.float32), whole
+    paint, outline = np.asarray(COLOURS[colour], np.float32), np.asarray(OUTLINE, np.float32)
+    return body * paint + np.maximum(whole - body, 0) * outline, whole
 
 
 def corner(thing: Thing) -> tuple[int, int]:
@@ -268,7 +268,7 @@ def stamp(canvas: npt.NDArray[np.float32], thing: Thing, top: int, left: int) ->
 
 def backdrop(theme: str | None, grain: int) -> npt.NDArray[np.float32]:
     """A background (64, 64, 3): the theme's tint, or grey for None, with grain of its own seed."""
-    tint = np.float32(PLAIN if theme is None else TINTS[theme])
+    tint = np.asarray(PLAIN if theme is None else TINTS[theme], np.float32)
     noise = np.random.Generator(np.random.PCG64(grain)).integers(-7, 8, (SIDE, SIDE, 1))
     return (tint + noise).astype(np.float32)
 

@@ -146,19 +146,23 @@ def test_the_lock_holds_within_a_process_and_ends_with_close(tmp_path: Path) -> 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     read, write = os.pipe()
+    is_up, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(tell, b".")
         os.close(write)
         os.read(read, 1)  # Until the parent closes its end, also when an assertion fails.
         os._exit(0)
     os.close(read)
+    os.read(is_up, 1)  # The child lets go of the lock as soon as it runs, which may be after the parent goes on.
     try:
         with pytest.raises(StoreError):
             RunDir(tmp_path)  # The child has closed its copy, and that has not opened the lock.
         run.close()
         RunDir(tmp_path).close()
     finally:
-        os.close(write)
+        for end in (write, is_up, tell):
+            os.close(end)
         os.waitpid(child, 0)
 
 

@@ -122,7 +122,8 @@ def align(model: Model, pairs: Pairs, *, objective: Objective | None = None, **s
     )
     result = trainer.train()
     path = str(result.path)
-    return Model(replace(model.spec, name=path, adapter=None) if result.kind == "model" else replace(model.spec, adapter=path))
+    whole = result.kind == "model"  # an adapter that the model had is merged into it
+    return Model(replace(model.spec, name=path, adapter=None) if whole else replace(model.spec, adapter=path))
 
 
 def compare(*models: Model, scenes: int = 100, prompt: str = DETAIL[0], seed: int = 0) -> list[dict[str, float]]:

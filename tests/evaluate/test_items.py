@@ -26,7 +26,9 @@ def test_labels_are_read_as_objects_of_the_vocabulary(tmp_path: Path) -> None:
     assert not item.colours
 
 
-@pytest.mark.parametrize("row", ["{", [], {"image": "dog.png"}, {"image": 3, "objects": []}, {"image": "x", "objects": "dog"}])
+@pytest.mark.parametrize(
+    "row", ["{", [], {"image": "dog.png"}, {"image": 3, "objects": []}, {"image": "x", "objects": "dog"}]
+)
 def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, row: object) -> None:
     path = write(tmp_path, {"image": "dog.png", "objects": ["dog"]}, row)
     with pytest.raises(RecipeError, match=r"labels\.jsonl:2: need"):

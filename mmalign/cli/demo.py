@@ -13,6 +13,7 @@ from mmalign.cli.table import result_table
 from mmalign.errors import MMAlignError
 from mmalign.evaluate.table import read_evaluation
 from mmalign.recipe.load import load_recipe
+from mmalign.report import write_report
 
 
 def main(method: str, *, num_seeds: int, output: Path, dry_run: bool) -> int:
@@ -37,5 +38,6 @@ def main(method: str, *, num_seeds: int, output: Path, dry_run: bool) -> int:
         summary = output / method / "results.json"
         kept = [{key: value for key, value in e.items() if key not in ("examples", "notes")} for e in evaluations]
         summary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        print(f"all seeds: {summary}")
+        page = write_report(outputs[-1], other_seeds=outputs[:-1], out=output / method / "report.html")
+        print(f"all seeds: {summary}\npage of all seeds: {page}")
     return 0

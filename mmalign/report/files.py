@@ -1,0 +1,198 @@
+"""Reading a run directory, finished or not: each part is there, or a line says what is missing and what makes it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from mmalign.errors import RecipeError, StoreError
+from mmalign.media.image import PictureLimits
+from mmalign.pairs import SCHEMA, PairRow
+from mmalign.report.stats import Evaluation
+from mmalign.samples import data_folder
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[T]):
+    """A part of the run, or `missing`: the line that is shown instead. Both may be set when a part is damaged."""
+
+    value: T | None
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A sample that was set aside, why, and by which step."""
+
+    id: str
+    path: str
+    stage: str
+    reason: str
+
+
+def read_evaluation(run: Path) -> Part[Evaluation]:
+    """What was measured before and after training."""
+    path = run / "evaluation.json"
+    if not path.is_file():
+        return Part(None, "Nothing has been measured yet: `mmalign evaluate RECIPE` makes these numbers.")
+    try:
+        return Part(Evaluation.of(json.loads(path.read_text(encoding="utf-8"))))
+    except ValueError as error:
+        return Part(None, f"evaluation.json cannot be read ({error}); `mmalign evaluate RECIPE` makes it anew.")
+
+
+def read_metrics(run: Path) -> Part[list[dict[str, float]]]:
+    """The numbers of each optimizer step. A last line that is still being written is left out."""
+    path = run / "train" / "metrics.jsonl"
+    if not path.is_file():
+        return Part(None, "The model has not been trained yet: `mmalign train RECIPE` trains it.")
+    rows, bad = _json_lines(path)
+    steps = [{k: float(v) for k, v in row.items() if isinstance(v, int | float)} for row in rows]
+    steps = [row for row in steps if "step" in row]
+    if not steps:
+        return Part(None, "Training has not finished a step yet: `mmalign train RECIPE` goes on with it.")
+    return Part(steps, f"{bad} unreadable lines of train/metrics.jsonl were left out." if bad else "")
+
+
+def read_quarantine(run: Path) -> Part[list[Quarantined]]:
+    """The samples that were set aside; an absent file means none."""
+    path = run / "quarantine.jsonl"
+    if not path.is_file():
+        return Part([])
+    rows, bad = _json_lines(path)
+    entries = [
+        Quarantined(
+            *(str(row.get(key) if row.get(key) is not None else "") for key in ("id", "path", "stage", "reason"))
+        )
+        for row in rows
+    ]
+    return Part(entries, f"{bad} unreadable lines of quarantine.jsonl were left out." if bad else "")
+
+
+def _json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a JSON-lines file and the number of lines that are none; a cut last line is not counted."""
+    rows: list[dict[str, Any]] = []
+    bad = 0
+    content = path.read_text(encoding="utf-8", errors="replace")
+    lines = content.split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            bad += 1
+    return rows, bad
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The recipe as text and as values, and the environment as `(name, value)` text."""
+
+    recipe_text: str
+    recipe: dict[str, Any]
+    environment: tuple[tuple[str, str], ...]
+
+    def name_of(self, section: str) -> str:
+        """`section.name` of the recipe, or ""."""
+        value = self.recipe.get(section)
+        return str(value.get("name", "")) if isinstance(value, dict) else ""
+
+    def data_root(self, run: Path) -> Path:
+        """The folder that the pairs' media paths start from: the recipe's, or the run's own where scenes were drawn."""
+        data = self.recipe.get("data")
+        named = data if isinstance(data, dict) else {}
+        source = named.get("images") or named.get("samples")
+        return data_folder(Path(str(source))) if source else run / "scenes"
+
+    def limits(self) -> PictureLimits:
+        """The limits that the run opened its pictures with; the defaults where the recipe does not say."""
+        data = self.recipe.get("data")
+        named = data if isinstance(data, dict) else {}
+        sizes = {key: named[key] for key in ("max_pixels", "max_side") if isinstance(named.get(key), int)}
+        try:
+            return PictureLimits(**sizes)
+        except RecipeError:
+            return PictureLimits()
+
+
+def read_facts(run: Path) -> Facts:
+    """Recipe and environment; what is absent or unreadable stays empty."""
+    text, recipe, environment = "", {}, {}
+    if (run / "recipe.yaml").is_file():
+        text = (run / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
+        try:
+            recipe = yaml.safe_load(text)
+        except yaml.YAMLError:
+            recipe = {}
+    if (run / "environment.json").is_file():
+        try:
+            environment = json.loads((run / "environment.json").read_text(encoding="utf-8", errors="replace"))
+        except ValueError:
+            environment = {}
+    named = environment.items() if isinstance(environment, dict) else ()
+    return Facts(
+        text,
+        recipe if isinstance(recipe, dict) else {},
+        tuple((str(key), value if isinstance(value, str) else json.dumps(value)) for key, value in named),
+    )
+
+
+#: What the page needs of every pair; the other columns are read for the shown ones only.
+LIGHT = ("sample_id", "source", "chosen", "rejected", "gap")
+
+
+@dataclass(frozen=True, slots=True)
+class PairFiles:
+    """The pair files of all rounds, in order. `light` holds the columns of `LIGHT` of every pair."""
+
+    paths: tuple[Path, ...]
+    light: pa.Table
+
+    def take(self, indices: list[int]) -> list[PairRow]:
+        """The full rows of these row numbers (ascending), read one row group at a time."""
+        rows: list[PairRow] = []
+        start = 0
+        for path in self.paths:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    num = file.metadata.row_group(group).num_rows
+                    inside = [index - start for index in indices if start <= index < start + num]
+                    start += num
+                    if inside:
+                        rows += map(PairRow.from_row, file.read_row_group(group).take(inside).to_pylist())
+        return rows
+
+
+def read_pair_files(run: Path) -> Part[PairFiles]:
+    """The pairs of every round that has been finished."""
+    paths = sorted(run.glob("round-*/pairs.parquet"), key=lambda path: (len(path.parent.name), path.parent.name))
+    if not paths:
+        begun = any(run.glob("round-*/journal.sqlite"))
+        state = "Pairs are being made, or making them was interrupted" if begun else "No pairs have been made yet"
+        return Part(None, f"{state}: `mmalign generate RECIPE` {'goes on where it was' if begun else 'makes them'}.")
+    try:
+        tables = []
+        for path in paths:
+            missing = set(SCHEMA.names) - set(pq.read_schema(path).names)
+            if missing:
+                raise StoreError(f"it lacks the columns {', '.join(sorted(missing))}")
+            tables.append(pq.read_table(path, columns=list(LIGHT), partitioning=None))
+    except (pa.ArrowInvalid, OSError, StoreError) as error:
+        reason = str(error).splitlines()[0]
+        return Part(
+            None, f"{path.parent.name}/{path.name} cannot be read ({reason}); `mmalign generate RECIPE` makes it."
+        )
+    return Part(PairFiles(tuple(paths), pa.concat_tables(tables)))

@@ -172,7 +172,7 @@ def evaluate(recipe: Recipe, run: RunDir, trained: ModelSpec) -> bool:
         signs = _train(recipe, random_signs(rows, recipe.seed), recipe.objective, folder / "random_signs")
         measure_model(table, "random signs", "control", signs, size)
         likelihood = _train(recipe, rows, SFT(), folder / "sft")
-        measure_model(table, "SFT on the chosen side", "control", likelihood, size)
+        measure_model(table, "SFT on chosen", "control", likelihood, size)
         measure_texts(table, "before, cut as short", "control", table.cut_to(before, after))
     table.write(run.path)
     return True

@@ -30,11 +30,14 @@ def main(verb: str, path: Path, flags: Sequence[str], *, dry_run: bool) -> int:
 
 def run(recipe: Recipe, verb: str = "run") -> None:
     """Do the verb and print what came out."""
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from mmalign import pipeline
     from mmalign.report import write_report
 
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
     disable_progress_bar()  # of every load and save; the run has a progress line of its own
     console = Console(soft_wrap=True)
     held = pipeline.open_run(recipe)

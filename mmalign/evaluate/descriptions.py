@@ -78,3 +78,22 @@ def cut(text: str, mentions: int, read: Reader) -> str:
     if named[mentions].end <= cut_at:  # two mentions in one sentence: cut inside it
         cut_at = start_of_next
     return text[:cut_at].rstrip()
+
+
+def shortened(texts: Sequence[str], mean_mentions: float, read: Reader) -> list[str]:
+    """The texts, each cut after the same number of mentions, so that they make `mean_mentions` on average.
+
+    No text is cut at a place that depends on its picture: the cap is one number, or two neighbouring ones, the larger of
+    which goes to an evenly spread share of the texts that are long enough for it to matter. Texts that make fewer
+    mentions than wanted altogether come back whole.
+    """
+    lengths = [len(read(text)) for text in texts]
+
+    def mean_at(cap: int) -> float:
+        return sum(min(length, cap) for length in lengths) / len(lengths)
+
+    cap = next((cap for cap in range(max(lengths, default=0)) if mean_at(cap + 1) > mean_mentions), max(lengths))
+    longer = [index for index, length in enumerate(lengths) if length > cap]
+    wanted = round((mean_mentions - mean_at(cap)) * len(lengths))
+    one_more = {longer[position * len(longer) // wanted] for position in range(min(wanted, len(longer)))}
+    return [cut(text, cap + (index in one_more), read) for index, text in enumerate(texts)]

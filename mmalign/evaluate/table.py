@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmalign.evaluate.answers import describe
-from mmalign.evaluate.descriptions import Reader, cut, measure, read_scene, reader_of
+from mmalign.evaluate.descriptions import Reader, measure, read_scene, reader_of, shortened
 from mmalign.evaluate.items import Item, labelled_items, scene_items
 from mmalign.lm.load import load_model
 from mmalign.lm.local import LocalLM
@@ -22,7 +22,7 @@ NOTES = (
     "Measured on {num} {what} that gave no pair and chose no setting; the answers are greedy.",
     "CHAIR_s is the share of answers that name something absent; a cut in it counts only if recall holds.",
     "Random signs: the same pairs and steps without the preference. SFT: only the chosen side, no comparison. "
-    "Cut: the untrained model's answers, ended after as many mentions as the trained model makes of the same picture.",
+    "Cut: the untrained model's answers, all ended after the number of mentions that the trained model makes on average.",
 )
 SCENES_NOTE = (
     "The embedded model was taught to slip when asked for detail while its short answers stayed true, so its "
@@ -88,9 +88,8 @@ class Evaluation:
     lines: list[Measured] = field(default_factory=list)
 
     def cut_to(self, before: Measured, after: Measured) -> list[str]:
-        """The answers before training, cut picture by picture to as many mentions as the answers after it make."""
-        read = self.held_out.read
-        return [cut(b, len(read(a)), read) for b, a in zip(before.texts, after.texts, strict=True)]
+        """The answers before training, cut to as many mentions on average as the answers after it make."""
+        return shortened(before.texts, after.values["mentions"], self.held_out.read)
 
     def write(self, run: Path) -> None:
         """Write `evaluation.json` and the pictures of its examples below the run directory."""

@@ -52,7 +52,7 @@ class TrainConfig:
         checkpoint_every_steps: Optimizer steps between checkpoints; 0 writes none.
         keep_checkpoints: How many of the newest checkpoints stay on disk.
         report_to: Experiment trackers that accelerate knows, such as tensorboard, beside `metrics.jsonl`.
-        threads: CPU threads for torch; 0 leaves torch's default.
+        threads: CPU threads for torch, from the start of the run; 0 leaves torch's default.
     """
 
     epochs: int = 1

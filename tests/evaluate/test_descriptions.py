@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmalign.evaluate.descriptions import cut, measure, read_scene, reader_of
+from mmalign.evaluate.descriptions import cut, measure, read_scene, reader_of, shortened
 from mmalign.evaluate.items import Item, scene_items
 from mmalign.text.objects import Vocabulary
 from mmalign.tiny.world import KINDS
@@ -81,3 +81,31 @@ def test_items_of_a_scene_know_what_it_holds() -> None:
     for scene_item in scene_items(20, seed=1, split="dev"):
         assert set(scene_item.colours) == set(scene_item.places) == scene_item.objects
         assert all(scene_item.colours.values())
+
+
+def sentences(num: int) -> str:
+    return " ".join(["There is a red boat at the top."] * num)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "mean", "left"),
+    [
+        ([4, 4, 4, 4], 3.0, [3, 3, 3, 3]),
+        ([4, 4, 4, 4], 2.5, [3, 2, 3, 2]),
+        ([1, 5, 2, 6], 2.5, [1, 4, 2, 3]),
+        ([2, 3], 9.0, [2, 3]),
+        ([2, 3], 0.0, [0, 0]),
+        ([0, 0], 1.0, [0, 0]),
+    ],
+)
+def test_texts_are_cut_to_a_mean_number_of_mentions(lengths: list[int], mean: float, left: list[int]) -> None:
+    cut_texts = shortened([sentences(num) for num in lengths], mean, read_scene)
+    assert [len(read_scene(text)) for text in cut_texts] == left
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.floats(0, 7))
+def test_the_mean_is_met_wherever_it_can_be(lengths: list[int], mean: float) -> None:
+    left = [len(read_scene(text)) for text in shortened([sentences(num) for num in lengths], mean, read_scene)]
+    wanted = min(mean, sum(lengths) / len(lengths))
+    assert abs(sum(left) / len(left) - wanted) <= 0.5 / len(lengths) + 1e-9
+    assert max(left) - min([kept for kept, length in zip(left, lengths, strict=True) if kept < length] or [6]) <= 1

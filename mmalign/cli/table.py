@@ -21,11 +21,11 @@ COUNTS = ("mentions",)
 
 
 def result_table(evaluations: Sequence[dict[str, Any]]) -> Table:
-    """One line per model; with several evaluations (seeds), mean and lowest to highest."""
+    """One line per model; with several evaluations (seeds), the mean and the largest distance from it."""
     first = evaluations[0]
     seeds = [seed for evaluation in evaluations for seed in evaluation["seeds"]]
     title = f"{first['num_scenes']} held-out pictures, {first['task']!r}, seeds {', '.join(map(str, seeds))}"
-    table = Table(title=title, title_justify="left", caption="(in brackets: controls)", caption_justify="left")
+    table = Table(title=title, title_justify="left", caption="in brackets: controls; ±: the seed farthest from the mean", caption_justify="left")
     table.add_column("model", no_wrap=True)
     columns = [column for column in LABELS if column in first["columns"]]
     for column in columns:
@@ -38,7 +38,8 @@ def result_table(evaluations: Sequence[dict[str, Any]]) -> Table:
 
 
 def cell(values: Sequence[float], count: bool) -> str:
-    """A mean, and below it the range when there are several values."""
+    """A mean, and below it how far the values lie from it at most when there are several."""
     digits = 1 if count else 3
-    text = f"{mean(values):.{digits}f}"
-    return text if len(values) == 1 else f"{text}\n{min(values):.{digits}f}-{max(values):.{digits}f}"
+    middle = mean(values)
+    text = f"{middle:.{digits}f}"
+    return text if len(values) == 1 else f"{text}\n±{max(abs(value - middle) for value in values):.{digits}f}"

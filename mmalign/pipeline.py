@@ -173,6 +173,6 @@ def evaluate(recipe: Recipe, run: RunDir, trained: ModelSpec) -> bool:
         measure_model(table, "random signs", "control", signs, size)
         likelihood = _train(recipe, rows, SFT(), folder / "sft")
         measure_model(table, "SFT on chosen", "control", likelihood, size)
-        measure_texts(table, "before, cut as short", "control", table.cut_to(before, after))
+        measure_texts(table, "cut as short", "control", table.cut_to(before, after))
     table.write(run.path)
     return True

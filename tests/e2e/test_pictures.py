@@ -58,14 +58,14 @@ def test_the_table_has_before_after_and_all_controls(run: Path) -> None:
         "after",
         "random signs",
         "SFT on chosen",
-        "before, cut as short",
+        "cut as short",
     ]
     for row in table["rows"]:
         assert set(row["values"]) == set(table["columns"])
         assert 0 <= row["values"]["chair_s"] <= 1
     values = {row["name"]: row["values"] for row in table["rows"]}
     wanted = min(values["before"]["mentions"], values["after"]["mentions"])
-    assert values["before, cut as short"]["mentions"] == pytest.approx(wanted, abs=0.05)
+    assert values["cut as short"]["mentions"] == pytest.approx(wanted, abs=0.05)
 
 
 def test_the_same_command_again_makes_nothing_anew(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from mmalign.errors import StoreError
 from mmalign.evaluate.answers import describe
 from mmalign.evaluate.descriptions import measure, read_scene
 from mmalign.evaluate.items import scene_items
+from mmalign.evaluate.table import FIRST_SEED
 from mmalign.lm.load import Loaded, load_model
 from mmalign.lm.local import LocalLM
 from mmalign.lm.spec import ModelSpec
@@ -91,7 +93,10 @@ def make_pairs(
     root = data_folder(source)
     made = find_method(method)(**parameters) if isinstance(method, str) else method
     with RunDir(Path(run)) as directory:
-        directory.begin({"seed": seed, "source": str(source), "model": model.loaded.name, "method": repr(made)})
+        data = {"images" if source.is_dir() else "samples": str(source.resolve())}
+        named: Any = type(made)
+        fields = {"name": named.method_name, **{f.name: getattr(made, f.name) for f in dataclasses.fields(named)}}
+        directory.begin({"seed": seed, "data": data, "model": {"name": model.loaded.name}, "method": fields})
         asyncio.run(_generate(made, source, root, model, directory, seed))
         return Pairs(read_pairs(directory.pairs_path()), root, Path(run))
 
@@ -104,10 +109,19 @@ async def _generate(method: Any, source: Path, root: Path, model: Model, run: Ru
         await lm.close()
 
 
-def align(model: Model, pairs: Pairs, *, objective: Objective | None = None, **settings: Any) -> Model:
-    """Train a copy of the model on pairs; `settings` are fields of `TrainConfig`. The given model stays as it is.
+def align(
+    model: Model, pairs: Pairs, *, objective: Objective | None = None, output: str | Path | None = None, **settings: Any
+) -> Model:
+    """Train a copy of the model on pairs; the given model stays as it is.
 
-    Raises StoreError when there are no pairs.
+    Args:
+        model: Where training starts.
+        pairs: What `make_pairs` gave.
+        objective: What is minimised; DPO with beta .1 when not given.
+        output: Folder of checkpoints and result, one for each combination of settings; `train` in the run by default.
+        settings: Fields of `TrainConfig`.
+
+    Raises StoreError when there are no pairs, TrainError when the folder holds a training with other settings.
     """
     if not pairs:
         raise StoreError(f"{pairs.run}: the run made no pairs, so there is nothing to train on")
@@ -118,7 +132,7 @@ def align(model: Model, pairs: Pairs, *, objective: Objective | None = None, **s
         objective or DPO(),
         config,
         data_root=pairs.root,
-        output=pairs.run / "train",
+        output=pairs.run / "train" if output is None else Path(output),
     )
     result = trainer.train()
     path = str(result.path)
@@ -128,7 +142,7 @@ def align(model: Model, pairs: Pairs, *, objective: Objective | None = None, **s
 
 def compare(*models: Model, scenes: int = 100, prompt: str = DETAIL[0], seed: int = 0) -> list[dict[str, float]]:
     """CHAIR_i, CHAIR_s, recall, colour and place accuracy of each model's descriptions of the same held-out scenes."""
-    items = scene_items(scenes, seed=seed, split="test")
+    items = scene_items(scenes, seed=FIRST_SEED + seed, split="test")
     return [asyncio.run(_measured(model, items, prompt)) for model in models]
 
 

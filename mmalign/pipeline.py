@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mmalign.engine import RunDir, Summary, generate_async, progress_on
-from mmalign.errors import RecipeError, StoreError
+from mmalign.engine.rundir import differences, write_json
+from mmalign.errors import RecipeError, StoreError, TrainError
 from mmalign.evaluate.controls import random_signs
-from mmalign.evaluate.table import Evaluation, evaluation_items, is_measured, measure_model, measure_texts
+from mmalign.evaluate.table import Evaluation, Items, evaluation_items, is_measured, measure_model, measure_texts
 from mmalign.lm.load import load_model
 from mmalign.lm.local import LocalLM
 from mmalign.lm.spec import ModelSpec
-from mmalign.media.image import PictureLimits
+from mmalign.media.image import PictureLimits, file_sha256
 from mmalign.objectives import SFT, Objective
 from mmalign.pairs import PairRow, read_pairs
 from mmalign.recipe.schema import FREE_KEYS, Recipe
 from mmalign.samples import data_folder, list_pictures, read_samples
 from mmalign.tiny import draw_scene, scenes
+from mmalign.train.config import FREE_KEYS as TRAIN_FREE_KEYS
 from mmalign.train.trainer import PreferenceTrainer
 from mmalign.types import MediaRef, SampleRow
+
+#: Beside a trained model: the settings that its weights depend on.
+MADE_WITH = "train/made_with.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,9 @@ class Source:
 
 def open_run(recipe: Recipe) -> RunDir:
     """The run directory, locked for this process. Raises StoreError when it belongs to another recipe."""
+    root = recipe.data.images
+    if root is not None and recipe.output.resolve().is_relative_to(root.resolve()):
+        raise RecipeError(f"output: {recipe.output} lies below data.images, so its pictures would become samples")
     run = RunDir(recipe.output)
     try:
         run.begin(recipe.resolved, free=FREE_KEYS)
@@ -56,21 +68,30 @@ def source_of(recipe: Recipe) -> Source:
     """
     data = recipe.data
     total: int | None = None
+    root = root_of(recipe)
     if data.scenes:
         total = data.scenes
-        root = recipe.output / "scenes"
         rows: Iterable[SampleRow] = _draw(root, data.scenes, recipe.seed)
-    elif data.images or data.samples:
-        path = Path(data.images or data.samples or "")
-        root = data_folder(path)
+    else:
+        path = _path_of(recipe)
         rows = read_samples(path)
         total = len(list_pictures(path).pictures) if path.is_dir() else None
-    else:
-        raise RecipeError("data: no source; give --data.images DIR, --data.samples FILE or --data.scenes N")
     if data.limit is not None:
         rows = islice(rows, data.limit)
         total = data.limit if total is None else min(total, data.limit)
     return Source(rows, root, total)
+
+
+def root_of(recipe: Recipe) -> Path:
+    """The folder that media paths of the recipe's samples start from."""
+    return recipe.output / "scenes" if recipe.data.scenes else data_folder(_path_of(recipe))
+
+
+def _path_of(recipe: Recipe) -> Path:
+    path = recipe.data.images or recipe.data.samples
+    if path is None:
+        raise RecipeError("data: no source; give --data.images DIR, --data.samples FILE or --data.scenes N")
+    return path
 
 
 def _draw(root: Path, num: int, seed: int) -> Iterator[SampleRow]:
@@ -102,6 +123,7 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
                 limits=limits_of(recipe),
                 concurrency=recipe.generate.concurrency,
                 max_bad_share=recipe.generate.max_bad_share,
+                retry_quarantined=recipe.generate.retry_quarantined,
                 progress=progress_on(),
                 total=source.total,
             )
@@ -113,7 +135,9 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
 
 def train(recipe: Recipe, run: RunDir) -> ModelSpec:
     """Train on the run's pairs; returns how to load the result. Raises StoreError when there are no pairs."""
-    return _train(recipe, read_pairs(run.pairs_path()), recipe.objective, run.path / "train")
+    spec = _train(recipe, read_pairs(run.pairs_path()), recipe.objective, run.path / "train")
+    write_json(run.path / MADE_WITH, _training_settings(recipe, run))
+    return spec
 
 
 def _train(recipe: Recipe, rows: list[PairRow], objective: Objective, output: Path) -> ModelSpec:
@@ -127,11 +151,17 @@ def _train(recipe: Recipe, rows: list[PairRow], objective: Objective, output: Pa
         rows,
         objective,
         recipe.train,
-        data_root=source_of(recipe).root,
+        data_root=root_of(recipe),
         output=output,
         limits=limits_of(recipe),
     )
-    trainer.train()
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError:
+        raise TrainError(
+            f"{output}: memory ran out in training; lower train.micro_batch_size ({recipe.train.micro_batch_size}) or "
+            "data.max_side, or set train.gradient_checkpointing: true; the same command goes on"
+        ) from None
     return _spec_of(recipe, output)
 
 
@@ -142,12 +172,41 @@ def _spec_of(recipe: Recipe, output: Path) -> ModelSpec:
     return replace(recipe.model, adapter=str(output / "adapter"))
 
 
-def trained(recipe: Recipe) -> ModelSpec:
-    """How to load the run's trained model. Raises StoreError when there is none yet."""
-    spec = _spec_of(recipe, recipe.output / "train")
-    if not Path(spec.name if recipe.train.lora is None else str(spec.adapter)).is_dir():
-        raise StoreError(f"{recipe.output}: holds no trained model; `mmalign train RECIPE` makes one")
-    return spec
+def _training_settings(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """What the trained weights depend on: the model, the pairs, the objective and how it was trained."""
+    train = {key: value for key, value in recipe.resolved["train"].items() if key not in TRAIN_FREE_KEYS}
+    model = {key: value for key, value in recipe.resolved["model"].items() if key not in ("device", "download")}
+    pairs = file_sha256(run.pairs_path())
+    return {"model": model, "objective": recipe.resolved["objective"], "train": train, "pairs": pairs}
+
+
+def trained(recipe: Recipe, run: RunDir) -> ModelSpec:
+    """How to load the run's trained model. Raises StoreError when there is none, or one of other settings."""
+    path = run.path / MADE_WITH
+    if not path.is_file():
+        raise StoreError(f"{run.path}: holds no trained model; `mmalign train RECIPE` makes one")
+    changed = differences(json.loads(path.read_text(encoding="utf-8")), _training_settings(recipe, run))
+    if changed:
+        raise StoreError(
+            f"{run.path}: its model was trained with other settings ({'; '.join(changed.values())}); "
+            "put the old values back or name another output"
+        )
+    return _spec_of(recipe, run.path / "train")
+
+
+def held_out(recipe: Recipe) -> Items | None:
+    """The pictures to measure on; None where the recipe names none."""
+    return evaluation_items(recipe.evaluate, seed=recipe.seed, limits=limits_of(recipe))
+
+
+def _refuse_overlap(items: Items, rows: list[PairRow]) -> None:
+    used = {ref.sha256 for row in rows for ref in row.media if ref.sha256}
+    shared = [item.sample.id for item in items.items if item.sample.media[0].ref.sha256 in used]
+    if shared:
+        raise RecipeError(
+            f"evaluate.labels: {len(shared)} of its pictures also gave pairs (such as {shared[0]}); "
+            "measure on pictures that were not trained on"
+        )
 
 
 def evaluate(recipe: Recipe, run: RunDir, trained: ModelSpec) -> bool:
@@ -156,12 +215,13 @@ def evaluate(recipe: Recipe, run: RunDir, trained: ModelSpec) -> bool:
     The control models are trained here, on the same pairs with the same settings. A table that was made with the same
     settings is kept.
     """
-    settings = {key: recipe.resolved[key] for key in ("seed", "model", "objective", "train", "evaluate")}
+    settings = _training_settings(recipe, run) | {key: recipe.resolved[key] for key in ("seed", "evaluate")}
     if is_measured(run.path, settings):
         return True
-    items = evaluation_items(recipe.evaluate, seed=recipe.seed, limits=limits_of(recipe))
+    items = held_out(recipe)
     if items is None:
         return False
+    _refuse_overlap(items, read_pairs(run.pairs_path()))
     size = recipe.generate.batch_size
     table = Evaluation(recipe.evaluate, recipe.seed, items, settings)
     before = measure_model(table, "before", "before", recipe.model, size)

@@ -32,8 +32,12 @@ def parser() -> argparse.ArgumentParser:
             usage=f"mmalign {verb} RECIPE [--dry-run] [--section.key VALUE ...]",
             epilog="Every key of the recipe is a flag; `--dry-run` prints all keys with their values.",
             allow_abbrev=False,
+            add_help=False,
         )
-        sub.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as recipes/image/stic.yaml")
+        sub.add_argument("-h", "--help", action="store_true", help="with a RECIPE: all of its keys")
+        sub.add_argument(
+            "recipe", type=Path, nargs="?", metavar="RECIPE", help="a YAML file, such as recipes/image/stic.yaml"
+        )
         _dry_run(sub)
 
     demo = verbs.add_parser(
@@ -85,12 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if flags and args.verb not in RECIPE_VERBS:
             raise MMAlignError(_unknown_flag(flags[0], top, args.verb))
-        return _dispatch(args, flags)
+        return _dispatch(args, flags, argv)
     except Interrupted as error:
         print(f"mmalign: {error}", file=sys.stderr)
         return 130
     except MMAlignError as error:
         print(f"mmalign: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = error.filename or "a file"
+        print(f"mmalign: {where}: {error.strerror or error}; what is done is kept", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mmalign: interrupted; what is done is kept, run the same command again to go on", file=sys.stderr)
@@ -98,16 +106,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unknown_flag(flag: str, top: argparse.ArgumentParser, verb: str) -> str:
-    sub = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices[verb]
-    known = [option for action in sub._actions for option in action.option_strings if option.startswith("--")]
+    known = [
+        option for action in _sub(top, verb)._actions for option in action.option_strings if option.startswith("--")
+    ]
     near = difflib.get_close_matches(flag.partition("=")[0], known, n=1, cutoff=0.0)
     return f"{verb}: {flag}: unknown flag, did you mean {near[0]}?"
 
 
-def _dispatch(args: argparse.Namespace, flags: Sequence[str]) -> int:
+def _sub(top: argparse.ArgumentParser, verb: str) -> argparse.ArgumentParser:
+    found: argparse.ArgumentParser = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices[
+        verb
+    ]
+    return found
+
+
+def _first_words(argv: Sequence[str] | None) -> list[str]:
+    """The verb and what follows it up to the first flag with a value: the recipe has to be among these words."""
+    words: list[str] = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if word.startswith("--") and word not in ("--dry-run", "--help"):
+            break
+        words.append(word)
+    return words
+
+
+def _dispatch(args: argparse.Namespace, flags: Sequence[str], argv: Sequence[str] | None) -> int:
     if args.verb in RECIPE_VERBS:
         from mmalign.cli import recipes
 
+        if args.recipe is None or str(args.recipe) not in _first_words(argv):
+            if args.help:
+                _sub(parser(), args.verb).print_help()
+                return 0
+            raise MMAlignError(
+                f"{args.verb}: give the recipe first: mmalign {args.verb} RECIPE [--section.key VALUE ...]"
+            )
+        if args.help:
+            return recipes.print_keys(args.recipe)
         return recipes.main(args.verb, args.recipe, flags, dry_run=args.dry_run)
     if args.verb == "demo":
         from mmalign.cli import demo

@@ -12,7 +12,7 @@ import random
 from contextlib import suppress
 
 from mmalign.engine.work import method_name
-from mmalign.errors import MediaError, NoPair, SampleError
+from mmalign.errors import MediaError
 from mmalign.lm.bound import SampleLM
 from mmalign.lm.load import load_processor
 from mmalign.lm.render import Renderer
@@ -20,7 +20,7 @@ from mmalign.lm.scripted import ScriptedLM
 from mmalign.media.read import open_media
 from mmalign.methods import SurveyMethod
 from mmalign.pairs import read_pairs
-from mmalign.pipeline import limits_of, source_of
+from mmalign.pipeline import held_out, limits_of, source_of
 from mmalign.recipe.schema import Recipe
 from mmalign.tiny import draw_scene, scenes
 from mmalign.types import Chat, MediaRef, Picture, Sample
@@ -72,8 +72,8 @@ async def _requests(recipe: Recipe, sample: Sample) -> list[Chat]:
     lm = ScriptedLM({"*": ("There is a cup. There is a book on the table.", "There is a dog. There is a tree.")})
     bound = SampleLM(lm, sample_id=sample.id, seed=recipe.seed)
     rng = random.Random(recipe.seed)
-    # The scripted answers know nothing of the picture, so a method may well find no pair in them.
-    with suppress(NoPair, SampleError):
+    # The scripted answers know nothing of the picture, so a method may find no pair in them or fail to read them.
+    with suppress(Exception):
         if isinstance(recipe.method, SurveyMethod):
             await recipe.method.survey(sample, bound, rng)
         else:
@@ -97,6 +97,7 @@ def _training(recipe: Recipe) -> None:
 
 def _evaluation(recipe: Recipe) -> None:
     chosen = recipe.evaluate
+    held_out(recipe)
     if chosen.labels is None and not chosen.scenes:
         print("evaluation: none; set evaluate.scenes or evaluate.labels")
         return

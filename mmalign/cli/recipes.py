@@ -11,7 +11,7 @@ from rich.console import Console
 from mmalign.cli.table import result_table
 from mmalign.engine import Summary
 from mmalign.evaluate.table import read_evaluation
-from mmalign.recipe.load import load_recipe
+from mmalign.recipe.load import load_recipe, recipe_parser
 from mmalign.recipe.schema import Recipe
 
 
@@ -25,6 +25,13 @@ def main(verb: str, path: Path, flags: Sequence[str], *, dry_run: bool) -> int:
         dry.report(verb, recipe)
         return 0
     run(recipe, verb)
+    return 0
+
+
+def print_keys(path: Path) -> int:
+    """Print every key of a recipe with its meaning."""
+    recipe = load_recipe(path)
+    recipe_parser(type(recipe.method), type(recipe.objective)).print_help()
     return 0
 
 
@@ -42,12 +49,17 @@ def run(recipe: Recipe, verb: str = "run") -> None:
     console = Console(soft_wrap=True)
     held = pipeline.open_run(recipe)
     with held:
+        if verb in ("run", "evaluate"):
+            pipeline.held_out(recipe)  # a mistake in the labels is told before hours of work, not after
         if verb in ("run", "generate"):
             console.print(in_words(pipeline.make_pairs(recipe, held)), highlight=False)
         if verb in ("run", "train"):
             pipeline.train(recipe, held)
-        if verb in ("run", "evaluate") and pipeline.evaluate(recipe, held, pipeline.trained(recipe)):
-            console.print(result_table([read_evaluation(recipe.output)]))
+        if verb in ("run", "evaluate"):
+            if pipeline.evaluate(recipe, held, pipeline.trained(recipe, held)):
+                console.print(result_table([read_evaluation(recipe.output)]))
+            else:
+                print("nothing measured: set evaluate.scenes or evaluate.labels")
     print(f"page: {write_report(recipe.output)}")
 
 

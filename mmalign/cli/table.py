@@ -25,7 +25,12 @@ def result_table(evaluations: Sequence[dict[str, Any]]) -> Table:
     first = evaluations[0]
     seeds = [seed for evaluation in evaluations for seed in evaluation["seeds"]]
     title = f"{first['num_scenes']} held-out pictures, {first['task']!r}, seeds {', '.join(map(str, seeds))}"
-    table = Table(title=title, title_justify="left", caption="in brackets: controls; ±: the seed farthest from the mean", caption_justify="left")
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption="in brackets: controls; ±: the seed farthest from the mean",
+        caption_justify="left",
+    )
     table.add_column("model", no_wrap=True)
     columns = [column for column in LABELS if column in first["columns"]]
     for column in columns:
@@ -33,12 +38,15 @@ def result_table(evaluations: Sequence[dict[str, Any]]) -> Table:
     for row in first["rows"]:
         same = [other["values"] for e in evaluations for other in e["rows"] if other["name"] == row["name"]]
         name = f"({row['name']})" if row["kind"] == "control" else row["name"]
-        table.add_row(name, *(cell([values[column] for values in same], column in COUNTS) for column in columns))
+        found = ([values[column] for values in same if column in values] for column in columns)
+        table.add_row(name, *(cell(values, column in COUNTS) for values, column in zip(found, columns, strict=True)))
     return table
 
 
 def cell(values: Sequence[float], count: bool) -> str:
     """A mean, and below it how far the values lie from it at most when there are several."""
+    if not values:
+        return "–"
     digits = 1 if count else 3
     middle = mean(values)
     text = f"{middle:.{digits}f}"

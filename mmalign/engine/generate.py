@@ -14,6 +14,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sized
@@ -299,11 +300,21 @@ def _maker(method: AnyMethod, lm: LM, seed: int, round: int, limits: PictureLimi
     return {
         "method": method_name(method),
         "parameters": _parameters(method),
+        "source": _source_digest(method),
         "model": lm.name,
         "seed": seed,
         "round": round,
         "limits": dataclasses.asdict(limits),
     }
+
+
+def _source_digest(method: AnyMethod) -> str:
+    """SHA-256 of the file of a user's method, which changes while it is worked on; "" for the package's own."""
+    module = type(method).__module__
+    if module.startswith("mmalign."):
+        return ""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
 
 
 def _parameters(method: AnyMethod) -> dict[str, str]:

@@ -83,8 +83,8 @@ def cut(text: str, mentions: int, read: Reader) -> str:
 def shortened(texts: Sequence[str], mean_mentions: float, read: Reader) -> list[str]:
     """The texts, each cut after the same number of mentions, so that they make `mean_mentions` on average.
 
-    No text is cut at a place that depends on its picture: the cap is one number, or two neighbouring ones, the larger of
-    which goes to an evenly spread share of the texts that are long enough for it to matter. Texts that make fewer
+    No text is cut at a place that depends on its picture: the cap is one number, or two neighbouring ones, the larger
+    of which goes to an evenly spread share of the texts that are long enough for it to matter. Texts that make fewer
     mentions than wanted altogether come back whole.
     """
     lengths = [len(read(text)) for text in texts]

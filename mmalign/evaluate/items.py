@@ -6,6 +6,7 @@ Truth stays in this room: no method and no pair ever sees it.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,14 @@ def scene_items(num: int, *, seed: int, split: str) -> list[Item]:
     return items
 
 
+def _known(label: str, vocabulary: Vocabulary, where: str) -> str:
+    found = vocabulary.mentions(label)
+    if not found:
+        near = difflib.get_close_matches(label.lower(), vocabulary.names, n=1, cutoff=0.0)[0]
+        raise RecipeError(f"{where}: objects: {label!r} is not in the vocabulary, did you mean {near!r}?")
+    return found[0].name
+
+
 def labelled_items(path: Path, limits: PictureLimits, vocabulary: Vocabulary) -> list[Item]:
     """Photographs with object labels; image paths are relative to the label file.
 
@@ -69,7 +78,7 @@ def labelled_items(path: Path, limits: PictureLimits, vocabulary: Vocabulary) ->
                 raise TypeError
         except (ValueError, KeyError, TypeError):
             raise RecipeError(f'{path}:{number}: need {{"image": path, "objects": [names]}}, got {line[:80]}') from None
-        objects = frozenset(mention.name for name in names for mention in vocabulary.mentions(str(name)))
+        objects = frozenset(_known(str(name), vocabulary, f"{path}:{number}") for name in names)
         ref = MediaRef(image)
         items.append(Item(Sample(image, (open_picture(safe_path(path.parent, image), ref, limits),)), objects))
     if not items:

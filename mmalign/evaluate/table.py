@@ -19,16 +19,21 @@ from mmalign.media.image import PictureLimits
 from mmalign.text.objects import Vocabulary
 
 NOTES = (
-    "Measured on {num} {what} that gave no pair and chose no setting; the answers are greedy.",
+    "Measured on {num} {what} that gave no pair{settings}; the answers are greedy.",
     "CHAIR_s is the share of answers that name something absent; a cut in it counts only if recall holds.",
     "Random signs: the same pairs and steps without the preference. SFT: only the chosen side, no comparison. "
-    "Cut: the untrained model's answers, all ended after the number of mentions that the trained model makes on average.",
+    "Cut: the untrained model's answers, all ended after the number of mentions that the trained model averages.",
 )
 SCENES_NOTE = (
     "The embedded model was taught to slip when asked for detail while its short answers stayed true, so its "
     "hallucinations are easier to remove than those of a large model: the numbers show that the loop works, not how "
     "much it would give elsewhere. Its own step-by-step prompt hallucinates less still, without any training."
 )
+
+
+SCENES = "drawn scenes"
+#: The embedded model's own gates, and a choice in its training, used test scenes of low seeds; results use others.
+FIRST_SEED = 1000
 
 
 class Settings(Protocol):
@@ -63,7 +68,8 @@ def evaluation_items(settings: Settings, *, seed: int, limits: PictureLimits) ->
         vocabulary = Vocabulary.load(None)
         return Items(labelled_items(settings.labels, limits, vocabulary), reader_of(vocabulary), "labelled photographs")
     if settings.scenes:
-        return Items(scene_items(settings.scenes, seed=seed, split=settings.split), read_scene, "drawn scenes")
+        items = scene_items(settings.scenes, seed=FIRST_SEED + seed, split=settings.split)
+        return Items(items, read_scene, SCENES)
     return None
 
 
@@ -112,15 +118,17 @@ class Evaluation:
                     "wrong_after": self._wrong(names["after"].texts[index], item),
                 }
             )
-        notes = [note.format(num=len(self.held_out.items), what=self.held_out.what) for note in NOTES]
-        if self.held_out.what == "drawn scenes":
+        # Settings are chosen on the dev split; of somebody's photographs we do not know what they were used for.
+        unseen = ", and chose no setting" if self.held_out.what == SCENES and self.settings.split == "test" else ""
+        notes = [note.format(num=len(self.held_out.items), what=self.held_out.what, settings=unseen) for note in NOTES]
+        if self.made_with.get("model", {}).get("name") == "tiny":
             notes.append(SCENES_NOTE)
         record: dict[str, Any] = {
             "task": self.settings.prompt,
             "num_scenes": len(self.held_out.items),
             "split": self.settings.split,
             "seeds": [self.seed],
-            "columns": list(self.lines[0].values),
+            "columns": list(dict.fromkeys(column for line in self.lines for column in line.values)),
             "rows": [
                 {"name": line.name, "kind": line.kind, "seed": self.seed, "values": line.values} for line in self.lines
             ],
@@ -165,7 +173,12 @@ def measure_model(table: Evaluation, name: str, kind: str, spec: ModelSpec, batc
 
 def is_measured(run: Path, made_with: Mapping[str, Any]) -> bool:
     """Whether the run directory holds a table that was made with these settings."""
-    return (run / "evaluation.json").is_file() and read_evaluation(run).get("made_with") == made_with
+    if not (run / "evaluation.json").is_file():
+        return False
+    try:
+        return read_evaluation(run).get("made_with") == made_with
+    except ValueError:  # damaged: it is made anew
+        return False
 
 
 def read_evaluation(run: Path) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _class_in(module: ModuleType, wanted: str | None, name: str) -> type:
 def _load_module(place: str) -> ModuleType:
     try:
         return importlib.import_module(place)
-    except ModuleNotFoundError as error:
+    except Exception as error:  # a user's module may fail in any way
         raise RecipeError(f"method.name: {place!r}: {error}; give package.module:Class or file.py:Class") from None
 
 

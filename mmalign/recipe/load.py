@@ -60,6 +60,8 @@ def load_recipe(path: Path, flags: Sequence[str] = ()) -> Recipe:
     _choose_source(values, given)
     for key, value in given:
         _set(values, key, value)
+    if isinstance(values.setdefault("train", {}), dict):
+        values["train"].setdefault("seed", values.get("seed", 0))  # one seed for all, unless told otherwise
     try:
         config = parser.parse_object(values)
     except ArgumentError as error:
@@ -178,10 +180,15 @@ def _set(values: dict[str, Any], key: str, value: str) -> None:
 
 def _one_line(error: ArgumentError) -> str:
     text = " ".join(str(error).split())
+    if "Does not validate against any of the Union" in text:
+        text = f"{text.partition(':')[0]}: wrong value {text.rpartition('Given value: ')[2]}"
     return text.replace('Parser key "', "").replace('": Expected', ": expected").replace('":', ":")[:300]
 
 
 def _build(config: Namespace, method: type, objective: type) -> Recipe:
+    for place, key in (("data", "images"), ("data", "samples"), ("evaluate", "labels")):
+        path = config[place][key]
+        config[place][key] = None if path is None else path.resolve()  # a run may be gone on with from elsewhere
     values = config.as_dict()
     resolved = yaml.safe_load(yaml.safe_dump(_plain(values)))
     built: dict[str, Any] = {"seed": values["seed"], "output": values["output"], "resolved": resolved}

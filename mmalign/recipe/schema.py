@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmalign.lm.spec import ModelSpec
 from mmalign.text.prompts import DETAIL
 from mmalign.train.config import TrainConfig
+
+
+def _at_least(least: int, **values: int) -> None:
+    for key, value in values.items():
+        if value < least:
+            raise ValueError(f"{key} is {value}; it must be {least} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,12 @@ class DataConfig:
     max_pixels: int = 100_000_000
     max_side: int = 2048
 
+    def __post_init__(self) -> None:
+        _at_least(0, scenes=self.scenes)
+        _at_least(1, max_pixels=self.max_pixels, max_side=self.max_side)
+        if self.limit is not None:
+            _at_least(1, limit=self.limit)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
@@ -40,11 +52,18 @@ class GenerateConfig:
         batch_size: Most requests that the model answers at once.
         concurrency: Samples in flight; more of them fill batches better and take more memory.
         max_bad_share: Stop when more than this share of the samples had to be quarantined.
+        retry_quarantined: Try the samples again that an earlier start put into quarantine.
     """
 
     batch_size: int = 16
     concurrency: int = 64
     max_bad_share: float = 0.5
+    retry_quarantined: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch_size=self.batch_size, concurrency=self.concurrency)
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share is {self.max_bad_share}; it must be between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +81,16 @@ class EvaluateConfig:
     """
 
     scenes: int = 0
-    split: str = "test"
+    split: Literal["dev", "test"] = "test"
     labels: Path | None = None
     prompt: str = DETAIL[0]
     max_new_tokens: int = 256
     controls: bool = True
     examples: int = 8
+
+    def __post_init__(self) -> None:
+        _at_least(0, scenes=self.scenes, examples=self.examples)
+        _at_least(1, max_new_tokens=self.max_new_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,11 @@ class LoraConfig:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ValueError that names the key, its value and what would be right."""
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout}; it must be 0 or more and less than 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

@@ -36,6 +36,8 @@ def trainable(model: Any, config: TrainConfig) -> Any:
         model = _with_adapters(model, config)
     else:
         _unfreeze(model, config)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainError("the model has no weights to train: its adapter is not a LoRA adapter; merge it first")
     for parameter in model.parameters():
         # Steps of AdamW are smaller than what 16 bits resolve.
         if parameter.dtype in (torch.bfloat16, torch.float16) and (

@@ -202,12 +202,18 @@ def _build(config: Namespace, method: type, objective: type) -> Recipe:
         try:
             built[name] = _section(section, config[name])
         except ValueError as error:
-            raise RecipeError(f"{name}.{error}") from None
+            raise RecipeError(f"{name}.{_reason(error)}") from None
     recipe = Recipe(**built)
     chosen = [name for name in SOURCES if getattr(recipe.data, name)]
     if len(chosen) > 1:
         raise RecipeError(f"data: give one of {', '.join(chosen)}, not all of them")
     return recipe
+
+
+def _reason(error: ValueError) -> str:
+    """What a dataclass said, also when it is one of several kinds that a key may have."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line.removeprefix("- ") for line in lines if line.startswith("- ")), lines[0])
 
 
 def _section(section: type, values: Namespace) -> Any:

@@ -61,3 +61,39 @@ def test_the_module_runs_as_a_command() -> None:
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_help_with_a_recipe_lists_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "image" / "stic.yaml"
+    assert main(["run", str(recipe), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--method.p_bad_prompt" in out
+    assert "--train.lora" in out
+    assert main(["run", "--help"]) == 0
+    assert "RECIPE" in capsys.readouterr().out
+
+
+def test_the_recipe_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--data.limit", "5", "recipe.yaml"]) == 2
+    assert "run: give the recipe first" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("method: {name: stic}\nobjective: {name: dpo}\ndata: {scenes: 1}\n", encoding="utf-8")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.lock").touch()
+    (tmp_path / "run" / "scenes").touch()  # a file where a folder has to be
+    assert main(["generate", str(recipe), "--output", str(tmp_path / "run")]) == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("pairs: ")]
+    assert told.startswith("mmalign: ")
+    assert told.endswith("what is done is kept")
+
+
+def test_output_below_the_pictures_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("method: {name: stic}\nobjective: {name: dpo}\n", encoding="utf-8")
+    words = ["generate", str(recipe), "--data.images", str(tmp_path), "--output", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "lies below data.images" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

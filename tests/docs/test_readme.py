@@ -1,6 +1,7 @@
 """What the README and the method pages claim is made from the repository, so that it cannot rot."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,3 +67,33 @@ def test_the_documented_result_meets_its_bar(build: ModuleType) -> None:
         assert values["after"]["chair_s"] <= values["before"]["chair_s"] / 2
         assert values["before"]["recall"] - values["after"]["recall"] <= 0.05
         assert values["random signs"]["chair_s"] > values["after"]["chair_s"] * 2
+
+
+@pytest.mark.parametrize("method", ["self_consistency", "stic", "apasi"])
+def test_what_the_pages_say_of_the_results_is_what_was_measured(build: ModuleType, method: str) -> None:
+    evaluations = build.stored(method)
+
+    def mean(row: str, column: str) -> float:
+        found = [r["values"][column] for e in evaluations for r in e["rows"] if r["name"] == row]
+        assert len(found) == len(evaluations)
+        return float(sum(found) / len(found))
+
+    before, after = mean("before", "chair_s"), mean("after", "chair_s")
+    if method == "apasi":  # "It does not help here", "descriptions get longer"
+        assert after > before / 2
+        assert mean("after", "mentions") > mean("before", "mentions")
+        return
+    assert after < 0.1 * before  # "nearly gone"
+    # "Random signs do not do that, nor does cutting the answers to the same length."
+    assert mean("random signs", "chair_s") > 0.7 * before
+    assert mean("cut as short", "chair_s") > 0.7 * before
+    # "Plain SFT on the chosen side does it as well."
+    assert mean("SFT on chosen", "chair_s") < 0.25 * before
+    assert 0 <= mean("before", "recall") - mean("after", "recall") <= 0.05  # "recall holds", "a small price in recall"
+
+
+def test_the_models_own_step_by_step_prompt_is_the_cheapest_cure() -> None:
+    figures = json.loads((ROOT / "mmalign" / "tiny" / "model" / "figures.json").read_text(encoding="utf-8"))
+    assert f"(CHAIR_s {figures['step']['chair_s']:.3f}".replace("0.", ".") in (
+        ROOT / "docs" / "methods" / "self_consistency.md"
+    ).read_text(encoding="utf-8")

@@ -85,6 +85,27 @@ def test_another_recipe_is_refused_in_one_line(run: Path, capsys: pytest.Capture
     assert error.count("\n") == 1
 
 
+def test_a_table_is_never_made_with_settings_that_the_model_was_not_trained_with(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(RECIPE), *SMALL, "--output", str(run), "--train.learning_rate", "0.5"]
+    table = (run / "evaluation.json").read_bytes()
+    assert main(words) == 2
+    assert "train.learning_rate: 8e-05 -> 0.5" in capsys.readouterr().err
+    assert (run / "evaluation.json").read_bytes() == table
+
+
+def test_photographs_that_gave_pairs_are_not_measured_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photographs = ROOT / "data" / "images"
+    labels = tmp_path / "labels.jsonl"
+    (tmp_path / "bus.jpg").write_bytes((photographs / "bus.jpg").read_bytes())
+    labels.write_text('{"image": "bus.jpg", "objects": ["bus"]}\n', encoding="utf-8")
+    words = ["run", str(ROOT / "recipes" / "image" / "stic.yaml"), "--data.images", str(photographs)]
+    words += ["--output", str(tmp_path / "run"), "--evaluate.labels", str(labels), "--train.lora.rank", "2"]
+    assert main(words) == 2
+    assert "evaluate.labels: 1 of its pictures also gave pairs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_ends_with_the_same_pairs(
     run: Path, tmp_path: Path, how: signal.Signals, capsys: pytest.CaptureFixture[str]

@@ -46,3 +46,9 @@ def test_a_picture_outside_the_folder_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, {"image": "../dog.png", "objects": ["dog"]})
     with pytest.raises(MediaError):
         labelled_items(path, PictureLimits(), WORDS)
+
+
+def test_an_unknown_label_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    path = write(tmp_path, {"image": "dog.png", "objects": ["trafic lihgt"]})
+    with pytest.raises(RecipeError, match=r"labels\.jsonl:1: objects: 'trafic lihgt' .* did you mean 'traffic light'"):
+        labelled_items(path, PictureLimits(), WORDS)

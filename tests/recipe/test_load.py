@@ -70,6 +70,13 @@ def test_a_source_given_as_a_flag_replaces_that_of_the_file(recipe: Path, tmp_pa
         (["--objective.name", "dop"], "dpo"),
         (["--data.images", "a", "--data.samples", "b"], "not both"),
         (["--objective.beta", "-1"], "beta"),
+        (["--data.scenes", "-1"], "data.scenes is -1; it must be 0 or more"),
+        (["--data.limit", "0"], "data.limit is 0; it must be 1 or more"),
+        (["--evaluate.split", "pairs"], "evaluate.split"),
+        (["--evaluate.scenes", "-3"], "evaluate.scenes is -3; it must be 0 or more"),
+        (["--generate.max_bad_share", "2"], "generate.max_bad_share is 2.0; it must be between 0 and 1"),
+        (["--generate.batch_size", "0"], "generate.batch_size is 0; it must be 1 or more"),
+        (["--train.lora.dropout", "1.5"], "train.lora.dropout is 1.5; it must be 0 or more and less than 1"),
     ],
 )
 def test_wrong_flags_end_in_one_line_with_key_and_remedy(recipe: Path, flags: list[str], message: str) -> None:
@@ -93,6 +100,7 @@ def test_wrong_flags_end_in_one_line_with_key_and_remedy(recipe: Path, flags: li
         ("method: {name: stic}\nobjective: {name: dpo}\ntrain: 3", "train: must be a mapping"),
         ("objective: {name: dpo}", "method.name: missing"),
         ("method: {name: stic}\nobjective: {name: dpo}\ndata: {scenes: 5, images: x}", "give one of images, scenes"),
+        ("method: {name: stic}\nobjective: {name: dpo}\ndata: {images: [a]}", "data.images: wrong value"),
         ("method: [", "not valid YAML"),
         ("- a", "a recipe is a mapping"),
         ("method: {name: stic}\nobjective: {name: dpo}\nseed: x", "seed"),
@@ -119,3 +127,17 @@ def test_what_is_resolved_is_a_recipe_itself(recipe: Path, tmp_path: Path) -> No
     again = tmp_path / "resolved.yaml"
     again.write_text(yaml.safe_dump(first.resolved), encoding="utf-8")
     assert load_recipe(again).resolved == first.resolved
+
+
+def test_one_seed_rules_all_unless_told_otherwise(recipe: Path) -> None:
+    assert load_recipe(recipe).train.seed == 3
+    assert load_recipe(recipe, ["--seed", "5"]).train.seed == 5
+    assert load_recipe(recipe, ["--seed", "5", "--train.seed", "7"]).train.seed == 7
+
+
+def test_data_are_named_by_absolute_paths(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    loaded = load_recipe(recipe, ["--data.images", "pictures"])
+    assert loaded.data.images == tmp_path / "pictures"
+    assert loaded.resolved["data"]["images"] == str(tmp_path / "pictures")

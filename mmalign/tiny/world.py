@@ -24,7 +24,6 @@ THEMES: Final[dict[str, tuple[str, str, str, str]]] = {
 #: How often each kind of a theme is drawn, in the order of `THEMES`.
 WEIGHTS: Final = (0.42, 0.28, 0.18, 0.12)
 KINDS: Final[tuple[str, ...]] = tuple(kind for kinds in THEMES.values() for kind in kinds)
-THEME_OF: Final[dict[str, str]] = {kind: theme for theme, kinds in THEMES.items() for kind in kinds}
 
 #: Colour names and their RGB values.
 COLOURS: Final[dict[str, tuple[int, int, int]]] = {

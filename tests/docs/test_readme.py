@@ -87,7 +87,7 @@ def test_what_the_pages_say_of_the_results_is_what_was_measured(build: ModuleTyp
     # "Random signs do not do that, nor does cutting the answers to the same length."
     assert mean("random signs", "chair_s") > 0.7 * before
     assert mean("cut as short", "chair_s") > 0.7 * before
-    # "Plain SFT on the chosen side does it as well."
+    # "Plain SFT on the chosen side does nearly as well."
     assert mean("SFT on chosen", "chair_s") < 0.25 * before
     assert 0 <= mean("before", "recall") - mean("after", "recall") <= 0.05  # "recall holds", "a small price in recall"
 

@@ -102,11 +102,8 @@ def make_pairs(
 
 
 async def _generate(method: Any, source: Path, root: Path, model: Model, run: RunDir, seed: int) -> None:
-    lm = LocalLM(model.loaded)
-    try:
+    async with LocalLM(model.loaded) as lm:
         await generate_async(method, read_samples(source), lm, run=run, data_root=root, seed=seed)
-    finally:
-        await lm.close()
 
 
 def align(
@@ -147,8 +144,5 @@ def compare(*models: Model, scenes: int = 100, prompt: str = DETAIL[0], seed: in
 
 
 async def _measured(model: Model, items: Sequence[Item], prompt: str) -> dict[str, float]:
-    lm = LocalLM(model.loaded)
-    try:
+    async with LocalLM(model.loaded) as lm:
         return measure(await describe(lm, items, prompt, 256), items, read_scene)
-    finally:
-        await lm.close()

@@ -111,8 +111,7 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
     loaded = load_model(recipe.model)
 
     async def work() -> Summary:
-        lm = LocalLM(loaded, max_batch_size=recipe.generate.batch_size)
-        try:
+        async with LocalLM(loaded, max_batch_size=recipe.generate.batch_size) as lm:
             return await generate_async(
                 recipe.method,
                 source.rows,
@@ -127,8 +126,6 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
                 progress=progress_on(),
                 total=source.total,
             )
-        finally:
-            await lm.close()
 
     return asyncio.run(work())
 

@@ -17,12 +17,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from mmalign.engine.feed import Feed, InThread, Job
 from mmalign.engine.journal import Journal, Outcome, Phase, Status
@@ -38,6 +38,8 @@ from mmalign.media.read import open_media
 from mmalign.methods import SurveyMethod
 from mmalign.types import SampleRow
 
+P = ParamSpec("P")
+
 #: Threads that open media; decoding releases the interpreter, so a few keep many samples supplied.
 NUM_OPENERS = min(4, os.cpu_count() or 1)
 
@@ -46,7 +48,7 @@ FLUSH_NUM = 1000
 FLUSH_S = 2.0
 
 
-def generate(
+async def generate_async(
     method: AnyMethod,
     rows: Iterable[SampleRow],
     lm: LM,
@@ -86,42 +88,6 @@ def generate(
         DataError: A sample id occurs twice.
         StoreError: The run directory cannot be used.
     """
-    return asyncio.run(
-        generate_async(
-            method,
-            rows,
-            lm,
-            run=run,
-            data_root=data_root,
-            seed=seed,
-            round=round,
-            limits=limits,
-            concurrency=concurrency,
-            max_bad_share=max_bad_share,
-            retry_quarantined=retry_quarantined,
-            progress=progress,
-            total=total,
-        )
-    )
-
-
-async def generate_async(
-    method: AnyMethod,
-    rows: Iterable[SampleRow],
-    lm: LM,
-    *,
-    run: RunDir,
-    data_root: Path,
-    seed: int = 0,
-    round: int = 0,
-    limits: PictureLimits | None = None,
-    concurrency: int = 64,
-    max_bad_share: float = 0.5,
-    retry_quarantined: bool = False,
-    progress: Progress | None = None,
-    total: int | None = None,
-) -> Summary:
-    """`generate` for callers that have an event loop."""
     if concurrency < 1:
         raise RecipeError(f"generate.concurrency: got {concurrency}, must be at least 1")
     if not 0 <= max_bad_share <= 1:
@@ -160,6 +126,18 @@ async def generate_async(
     summary.resumed = driver.num_found
     summary.seconds = time.monotonic() - began
     return summary
+
+
+def _in_own_loop(work: Callable[P, Coroutine[Any, Any, Summary]]) -> Callable[P, Summary]:
+    @wraps(work)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Summary:
+        return asyncio.run(work(*args, **kwargs))
+
+    return run
+
+
+#: `generate_async` for callers without an event loop.
+generate = _in_own_loop(generate_async)
 
 
 class _Driver:

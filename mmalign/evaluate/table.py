@@ -162,11 +162,8 @@ def measure_model(table: Evaluation, name: str, kind: str, spec: ModelSpec, batc
     """Add a line for a model: load it, let it describe every picture, measure."""
 
     async def ask() -> list[str]:
-        lm = LocalLM(load_model(spec), max_batch_size=batch_size)
-        try:
+        async with LocalLM(load_model(spec), max_batch_size=batch_size) as lm:
             return await describe(lm, table.held_out.items, table.settings.prompt, table.settings.max_new_tokens)
-        finally:
-            await lm.close()
 
     return measure_texts(table, name, kind, asyncio.run(ask()))
 

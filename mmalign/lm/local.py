@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -151,6 +151,12 @@ class LocalLM:
         self._stop()
         await asyncio.to_thread(self._thread.join)
         atexit.unregister(self._stop)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
 
     async def _ask(self, plan: Callable[[_Request], None]) -> Any:
         loop = asyncio.get_running_loop()

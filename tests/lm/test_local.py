@@ -289,7 +289,8 @@ def plain_logps(loaded: Loaded, c: Chat, text: str) -> list[float]:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("has_media", [True, False])
 async def test_score_equals_plain_forward(name: str, has_media: bool) -> None:
-    loaded = shared(name)
+    loaded = tiny(name)
+    loaded.model.double()  # else rounding in batches of different shapes reaches the tolerance
     asked = chats(name) if has_media else [c.without_media() for c in chats(name)]
     async with running(loaded, max_batch_size=5) as lm:
         scores = await asyncio.gather(*(lm.score(c, ANSWERS) for c in asked))

@@ -1,6 +1,6 @@
-"""Look at all data once before a run: `mmalign prepare images` and `mmalign prepare text`.
+"""Look at all data once before a run: `mmalign prepare images`, `mmalign prepare videos` and `mmalign prepare text`.
 
-Both write a sample file (`mmalign.samples.SCHEMA`) and, beside it, what was refused and why. Files appear whole or not
+All write a sample file (`mmalign.samples.SCHEMA`) and, beside it, what was refused and why. Files appear whole or not
 at all.
 """
 
@@ -13,17 +13,27 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmalign.errors import DataError, MediaError
 from mmalign.media.files import readable_name, safe_path
-from mmalign.media.image import PictureFacts, PictureLimits, inspect_picture
-from mmalign.samples import ROOT_KEY, SCHEMA, check_keys, json_lines, list_pictures, sample_of
+from mmalign.media.image import PictureLimits, inspect_picture
+from mmalign.media.video import ClipLimits, inspect_clip
+from mmalign.samples import (
+    ROOT_KEY,
+    SCHEMA,
+    FolderListing,
+    check_keys,
+    json_lines,
+    list_clips,
+    list_pictures,
+    sample_of,
+)
 from mmalign.types import MediaRef, Row, SampleRow
 
 ROWS_PER_BATCH = 1000
@@ -31,7 +41,7 @@ ROWS_PER_BATCH = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareSummary:
-    """What a preparation took and what it did not. Duplicates of pictures are kept as samples, of prompts not."""
+    """What a preparation took and what it did not. Duplicates of media are kept as samples, of prompts not."""
 
     output: Path
     num_samples: int
@@ -67,29 +77,94 @@ def prepare_images(
     stays, with the earlier id in `duplicate_of`. At most `2 * workers` pictures are held at a time. `progress(done,
     total)` is called after each. Raises DataError when no picture can be used.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: is not a folder; `mmalign prepare images` takes a folder of pictures")
-    _check_output(output)
     limits = limits or PictureLimits()
+
+    def look(name: str) -> _Seen:
+        facts = inspect_picture(safe_path(folder, name), name, limits)
+        return _Seen(facts.width, facts.height, facts.format, facts.frames, facts.num_bytes, facts.sha256)
+
+    return _prepare_folder(folder, output, "image", list_pictures, look, prompt, workers, progress)
+
+
+def prepare_videos(
+    folder: Path,
+    output: Path,
+    *,
+    prompt: str = "",
+    limits: ClipLimits | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PrepareSummary:
+    """Look into every video below `folder` and write the good ones as samples to `output` (Parquet).
+
+    As `prepare_images`. All packets of a video are read and its first and last frame decoded; the columns hold its
+    upright size, codec, number of frames, mean frames per second and length in seconds.
+    """
+    limits = limits or ClipLimits()
+
+    def look(name: str) -> _Seen:
+        facts = inspect_clip(safe_path(folder, name), name, limits)
+        return _Seen(
+            facts.width,
+            facts.height,
+            facts.codec,
+            facts.frames,
+            facts.num_bytes,
+            facts.sha256,
+            fps=facts.fps,
+            seconds=facts.seconds,
+        )
+
+    return _prepare_folder(folder, output, "video", list_clips, look, prompt, workers, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What looking into a picture or video tells, as the columns of a sample file."""
+
+    width: int
+    height: int
+    format: str
+    frames: int
+    bytes: int
+    sha256: str
+    fps: float | None = None
+    seconds: float | None = None
+
+
+def _prepare_folder(
+    folder: Path,
+    output: Path,
+    kind: Literal["image", "video"],
+    listed: Callable[[Path], FolderListing],
+    look: Callable[[str], _Seen],
+    prompt: str,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> PrepareSummary:
+    what = {"image": "pictures", "video": "videos"}[kind]
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is not a folder; `mmalign prepare {kind}s` takes a folder of {what}")
+    _check_output(output)
     workers = workers or min(16, os.cpu_count() or 1)
-    listing = list_pictures(folder)
-    if not listing.pictures and not listing.unreadable:
-        raise DataError(f"{folder}: holds no pictures ({listing.num_others} other files)")
+    listing = listed(folder)
+    if not listing.files and not listing.unreadable:
+        raise DataError(f"{folder}: holds no {what} ({listing.num_others} other files)")
     refused: list[Row] = [{"path": path, "reason": "the folder cannot be read"} for path in listing.unreadable]
     first: dict[str, str] = {}
     duplicates = 0
 
-    def look(name: str) -> PictureFacts | str:
+    def tried(name: str) -> _Seen | str:
         try:
-            return inspect_picture(safe_path(folder, name), name, limits)
+            return look(name)
         except MediaError as error:
             return str(error)
 
     def rows() -> Iterator[Row]:
         nonlocal duplicates
-        for done, (name, facts) in enumerate(zip(listing.pictures, seen, strict=True), 1):
+        for done, (name, facts) in enumerate(zip(listing.files, seen, strict=True), 1):
             if progress is not None:
-                progress(done, len(listing.pictures))
+                progress(done, len(listing.files))
             if isinstance(facts, str):
                 shown = readable_name(name)
                 refused.append({"path": shown, "reason": readable_name(facts).removeprefix(f"{shown}: ")})
@@ -97,23 +172,18 @@ def prepare_images(
             twin = first.setdefault(facts.sha256, name)
             duplicates += twin != name
             yield {
-                **_stored(SampleRow(name, (MediaRef(name, sha256=facts.sha256),), prompt)),
-                "width": facts.width,
-                "height": facts.height,
-                "format": facts.format,
-                "frames": facts.frames,
-                "bytes": facts.num_bytes,
-                "sha256": facts.sha256,
+                **_stored(SampleRow(name, (MediaRef(name, kind, sha256=facts.sha256),), prompt)),
+                **asdict(facts),
                 "duplicate_of": twin if twin != name else None,
             }
 
     rejected = output.with_name(f"{output.stem}.rejected.jsonl")
     metadata = {ROOT_KEY: _root_as_written(folder, output).encode()}
-    with _whole(output) as stream, closing(_in_order(look, listing.pictures, workers)) as seen:
+    with _whole(output) as stream, closing(_in_order(tried, listing.files, workers)) as seen:
         num_samples = _write_rows(stream, SCHEMA.with_metadata(metadata), rows())
         _write_rejected(rejected, refused)
         if not num_samples:
-            raise DataError(f"{folder}: none of {len(refused)} pictures can be used; {rejected} says why")
+            raise DataError(f"{folder}: none of {len(refused)} {what} can be used; {rejected} says why")
     return PrepareSummary(
         output=output,
         num_samples=num_samples,
@@ -178,11 +248,9 @@ def _stored(sample: SampleRow) -> Row:
     }
 
 
-def _in_order(
-    look: Callable[[str], PictureFacts | str], names: Iterable[str], workers: int
-) -> Generator[PictureFacts | str]:
-    """Results in the order of `names`, computed by threads (Pillow decodes outside of Python's lock), few ahead."""
-    ahead: deque[Future[PictureFacts | str]] = deque()
+def _in_order(look: Callable[[str], _Seen | str], names: Iterable[str], workers: int) -> Generator[_Seen | str]:
+    """Results in the order of `names`, computed by threads (decoding happens outside of Python's lock), few ahead."""
+    ahead: deque[Future[_Seen | str]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
     try:
         for name in names:

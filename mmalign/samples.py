@@ -1,7 +1,7 @@
-"""Samples on disk: a folder of pictures, a file made by `mmalign prepare`, or JSON lines.
+"""Samples on disk: a folder of pictures or of videos, a file made by `mmalign prepare`, or JSON lines.
 
 Rows are read one at a time and hold references; nothing is opened here. Paths of media start from the data folder
-(`data_folder`). A path that leaves it is found when the picture is opened, and only that sample is lost.
+(`data_folder`). A path that leaves it is found when the media are opened, and only that sample is lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +28,14 @@ PICTURE_SUFFIXES: Final = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".heic", ".heif"}
 )
 
-#: Columns of a sample file. The last ones tell what `mmalign prepare images` saw and are null for text.
+#: File names that are taken for videos, in any case of letters. A GIF is a picture or a video, as it is asked for.
+CLIP_SUFFIXES: Final = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv"}
+    | {".asf", ".flv", ".3gp", ".3g2", ".ogv", ".ivf", ".vob", ".mxf"}
+)
+
+#: Columns of a sample file. Those behind `meta` tell what `mmalign prepare` saw and are null for text; `fps` and
+#: `seconds` are null for pictures. `format` is a picture's format or a video's codec.
 SCHEMA: Final = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -40,6 +47,8 @@ SCHEMA: Final = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("format", pa.string()),
         pa.field("frames", pa.int32()),
+        pa.field("fps", pa.float64()),
+        pa.field("seconds", pa.float64()),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),
         pa.field("duplicate_of", pa.string()),
@@ -51,17 +60,21 @@ ROOT_KEY: Final = b"mmalign.data_folder"
 
 TEXTS: Final = ("id", "media", "prompt", "system", "meta")
 _NEEDS: Final = {"str": "text", "list": "a list", "dict": "an object"}
-JSON_KEYS: Final = ("id", "image", "images", "prompt", "messages", "system", "meta")
+JSON_KEYS: Final = ("id", "image", "images", "video", "videos", "prompt", "messages", "system", "meta")
 
 
-def read_samples(path: Path, limit: int | None = None) -> Iterator[SampleRow]:
-    """Rows of a folder of pictures, a sample file (Parquet) or JSON lines, in a fixed order; at most `limit`.
+def read_samples(
+    path: Path, limit: int | None = None, kind: Literal["image", "video"] = "image"
+) -> Iterator[SampleRow]:
+    """Rows of a folder, a sample file (Parquet) or JSON lines, in a fixed order; at most `limit`.
 
-    A row of JSON lines is `{"image": path}` or `{"images": [paths]}` and/or `{"prompt": text}`, with `id`, `system` and
-    `meta` if wanted; `messages` with one user turn may stand for `prompt`. Without `id` a row is called after its
-    pictures and its words. Raises DataError with file and line for unknown keys, wrong types and ids given twice.
+    Of a folder, `kind` says whether its pictures or its videos are meant. A row of JSON lines is `{"image": path}`,
+    `{"images": [paths]}`, `{"video": path}` or `{"videos": [paths]}` and/or `{"prompt": text}`, with `id`, `system` and
+    `meta` if wanted; `messages` with one user turn may stand for `prompt`. Where a row has both, its videos come after
+    its pictures. Without `id` a row is called after its media and its words. Raises DataError with file and line for
+    unknown keys, wrong types and ids given twice.
     """
-    return islice(_rows(path), limit)
+    return islice(_rows(path, kind), limit)
 
 
 def data_folder(path: Path) -> Path:
@@ -77,16 +90,25 @@ def data_folder(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class FolderListing:
-    """What lies below a folder: pictures by file name, other files counted, folders that could not be read."""
+    """What lies below a folder: files of the wanted kind by name, others counted, folders that could not be read."""
 
-    pictures: list[str]
+    files: list[str]
     num_others: int
     unreadable: list[str]
 
 
 def list_pictures(folder: Path) -> FolderListing:
     """Pictures below a folder as sorted POSIX paths relative to it. Hidden files and folders count as others."""
-    pictures: list[str] = []
+    return _listing(folder, PICTURE_SUFFIXES)
+
+
+def list_clips(folder: Path) -> FolderListing:
+    """Videos below a folder, as `list_pictures` lists pictures."""
+    return _listing(folder, CLIP_SUFFIXES)
+
+
+def _listing(folder: Path, suffixes: frozenset[str]) -> FolderListing:
+    found: list[str] = []
     unreadable: list[str] = []
     others = 0
 
@@ -97,16 +119,16 @@ def list_pictures(folder: Path) -> FolderListing:
         others += sum(name.startswith(".") for name in folders)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.startswith(".") or Path(name).suffix.lower() not in PICTURE_SUFFIXES:
+            if name.startswith(".") or Path(name).suffix.lower() not in suffixes:
                 others += 1
             else:
-                pictures.append(Path(top, name).relative_to(folder).as_posix())
-    return FolderListing(sorted(pictures), others, unreadable)
+                found.append(Path(top, name).relative_to(folder).as_posix())
+    return FolderListing(sorted(found), others, unreadable)
 
 
-def _rows(path: Path) -> Iterator[SampleRow]:
+def _rows(path: Path, kind: Literal["image", "video"]) -> Iterator[SampleRow]:
     if path.is_dir():
-        return _folder_rows(path)
+        return _folder_rows(path, kind)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     suffix = path.suffix.lower()
@@ -116,17 +138,25 @@ def _rows(path: Path) -> Iterator[SampleRow]:
         return _unique(path, ((line, sample_of(row, f"{path}:{line}")) for line, row in json_lines(path)))
     if suffix in PICTURE_SUFFIXES:
         raise DataError(f"{path}: is a single picture; give the folder it lies in")
-    raise DataError(f"{path}: need a folder of pictures, a .parquet file of `mmalign prepare`, or a .jsonl file")
+    if suffix in CLIP_SUFFIXES:
+        raise DataError(f"{path}: is a single video; give the folder it lies in")
+    raise DataError(
+        f"{path}: need a folder of pictures or videos, a .parquet file of `mmalign prepare`, or a .jsonl file"
+    )
 
 
-def _folder_rows(folder: Path) -> Iterator[SampleRow]:
-    listing = list_pictures(folder)
-    if not listing.pictures:
-        raise DataError(f"{folder}: holds no pictures ({listing.num_others} other files)")
-    for name in listing.pictures:
-        # A name that is not UTF-8 can stand in no table; its picture is refused by this spelling when it is opened.
+def _folder_rows(folder: Path, kind: Literal["image", "video"]) -> Iterator[SampleRow]:
+    listing, other = (list_pictures, list_clips) if kind == "image" else (list_clips, list_pictures)
+    found = listing(folder)
+    if not found.files:
+        what, key = ("pictures", "videos") if kind == "image" else ("videos", "images")
+        num = len(other(folder).files)
+        hint = f"; for its {num} {key if key == 'videos' else 'pictures'} set data.{key}" if num else ""
+        raise DataError(f"{folder}: holds no {what} ({found.num_others} other files){hint}")
+    for name in found.files:
+        # A name that is not UTF-8 can stand in no table; its file is refused by this spelling when it is opened.
         shown = name.encode("utf-8", "backslashreplace").decode()
-        yield SampleRow(shown, (MediaRef(shown),))
+        yield SampleRow(shown, (MediaRef(shown, kind),))
 
 
 def _unique(path: Path, rows: Iterator[tuple[int, SampleRow]]) -> Iterator[SampleRow]:
@@ -167,24 +197,32 @@ def sample_of(row: Row, where: str) -> SampleRow:
     row = _without_turns(row, where)
     texts = {key: _typed(row, key, str, where, "") for key in ("id", "prompt", "system")}
     meta = _typed(row, "meta", dict, where, {})
-    paths = [row["image"]] if row.get("image") is not None else []
-    if row.get("images") is not None:
-        if paths:
-            raise DataError(f"{where}: has both 'image' and 'images'; keep one")
-        paths = _typed(row, "images", list, where, [])
-    for entry in paths:
-        if not isinstance(entry, str) or not entry:
-            raise DataError(f"{where}: got {_shown(entry)} for a picture, need its path as text")
-        _check_text(entry, "image", where)
+    refs = (*_refs(row, "image", where), *_refs(row, "video", where))
+    paths = [ref.path for ref in refs]
     if not paths and row.get("prompt") is None:
-        raise DataError(f"{where}: needs 'image', 'images', 'prompt' or 'messages'")
+        raise DataError(f"{where}: needs 'image', 'images', 'video', 'videos', 'prompt' or 'messages'")
     if not paths and not texts["prompt"].strip():
         raise DataError(f"{where}: the prompt is empty; remove the line or fill it in")
     if "id" in row and row["id"] is not None and not texts["id"]:
         raise DataError(f"{where}: 'id' is empty; leave it out or give one")
-    refs = tuple(MediaRef(entry) for entry in paths)
     name = texts["id"] or derived_id(paths, texts["prompt"], texts["system"])
     return SampleRow(name, refs, texts["prompt"], texts["system"], meta)
+
+
+def _refs(row: Row, kind: Literal["image", "video"], where: str) -> list[MediaRef]:
+    """What a JSON object names under `kind` or its plural."""
+    many = f"{kind}s"
+    paths = [row[kind]] if row.get(kind) is not None else []
+    if row.get(many) is not None:
+        if paths:
+            raise DataError(f"{where}: has both {kind!r} and {many!r}; keep one")
+        paths = _typed(row, many, list, where, [])
+    for entry in paths:
+        if not isinstance(entry, str) or not entry:
+            what = "picture" if kind == "image" else "video"
+            raise DataError(f"{where}: got {_shown(entry)} for a {what}, need its path as text")
+        _check_text(entry, kind, where)
+    return [MediaRef(entry, kind) for entry in paths]
 
 
 def _without_turns(row: Row, where: str) -> Row:
@@ -206,7 +244,7 @@ def _without_turns(row: Row, where: str) -> Row:
 
 
 def derived_id(paths: list[str], prompt: str, system: str) -> str:
-    """The id of a sample without one: its pictures, and a digest of its words. The same in any order of rows."""
+    """The id of a sample without one: its media, and a digest of its words. The same in any order of rows."""
     words = hashlib.sha256(f"{system}\0{prompt}".encode("utf-8", "surrogatepass")).hexdigest()
     if not paths:
         return f"text-{words[:16]}"
@@ -295,10 +333,11 @@ def _stored_sample(row: Row, where: str) -> SampleRow:
     media = _json_cell(row, "media", list, where, [])
     refs = []
     for entry in media:
-        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str) or entry.get("type") != "image":
-            raise DataError(f'{where}: media holds {_shown(entry)}, need {{"type": "image", "path": ...}}')
+        known = isinstance(entry, dict) and isinstance(entry.get("path"), str)
+        if not known or entry.get("type") not in ("image", "video"):
+            raise DataError(f'{where}: media holds {_shown(entry)}, need {{"type": "image" or "video", "path": ...}}')
         check_keys(entry, ("type", "path", "sha256"), where)
-        refs.append(MediaRef(entry["path"], "image", _typed(entry, "sha256", str, where, "")))
+        refs.append(MediaRef(entry["path"], entry["type"], _typed(entry, "sha256", str, where, "")))
     meta = _json_cell(row, "meta", dict, where, {})
     return SampleRow(row["id"], tuple(refs), row.get("prompt") or "", row.get("system") or "", meta)
 

@@ -34,16 +34,50 @@ class Corruption:
 
 
 @dataclass(frozen=True, slots=True)
+class Frames:
+    """Which frames of a video a model is shown.
+
+    `numbers` count the file's frames in the order they are shown, from 0; `times` are their seconds from the start of
+    the video; `fps` is the file's mean rate in frames per second, `total` its number of frames, `backend` the decoder.
+    """
+
+    numbers: tuple[int, ...]
+    times: tuple[float, ...]
+    fps: float
+    total: int
+    backend: str = ""
+
+    def to_row(self) -> Row:
+        return {
+            "numbers": list(self.numbers),
+            "times": list(self.times),
+            "fps": self.fps,
+            "total": self.total,
+            "backend": self.backend,
+        }
+
+    @classmethod
+    def from_row(cls, row: Row) -> Frames:
+        return cls(tuple(row["numbers"]), tuple(row["times"]), row["fps"], row["total"], row.get("backend", ""))
+
+
+@dataclass(frozen=True, slots=True)
 class MediaRef:
-    """Where media comes from: path as written in the data (relative to the data folder), kind, SHA-256 of the file."""
+    """Where media comes from: path as written in the data (relative to the data folder), kind, SHA-256 of the file.
+
+    A video that was opened says which of its frames were taken; opened again it gives the same ones.
+    """
 
     path: str
     kind: Literal["image", "video"] = "image"
     sha256: str = ""
     corruptions: tuple[Corruption, ...] = ()
+    frames: Frames | None = None
 
     def to_row(self) -> Row:
         row: Row = {"type": self.kind, "path": self.path, "sha256": self.sha256}
+        if self.frames is not None:
+            row["frames"] = self.frames.to_row()
         if self.corruptions:
             row["corruptions"] = [corruption.to_row() for corruption in self.corruptions]
         return row
@@ -51,7 +85,8 @@ class MediaRef:
     @classmethod
     def from_row(cls, row: Row) -> MediaRef:
         corruptions = tuple(Corruption.from_row(entry) for entry in row.get("corruptions", ()))
-        return cls(row["path"], row["type"], row.get("sha256", ""), corruptions)
+        frames = Frames.from_row(row["frames"]) if "frames" in row else None
+        return cls(row["path"], row["type"], row.get("sha256", ""), corruptions, frames)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +101,32 @@ class Picture:
         return Picture(image, replace(self.ref, corruptions=(*self.ref.corruptions, corruption)))
 
 
-#: What can stand in a chat beside text. Clips join in `media.video`.
-Media = Picture
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """Frames of a video, opened: upright 8-bit RGB pictures of one size in the order they are shown.
+
+    `times` are the seconds at which each is shown, ascending; `ref` says where the frames come from and what was done
+    to them. Raises ValueError for a clip without frames, with sizes that differ, or with another number of times.
+    """
+
+    images: tuple[Image, ...]
+    times: tuple[float, ...]
+    ref: MediaRef
+
+    def __post_init__(self) -> None:
+        if not self.images or len(self.images) != len(self.times):
+            raise ValueError(f"a clip needs one time per frame, got {len(self.images)} frames, {len(self.times)} times")
+        if len({image.size for image in self.images}) > 1:
+            raise ValueError("the frames of a clip must have one size")
+
+    def damaged(self, images: Sequence[Image], times: Sequence[float], corruption: Corruption) -> Clip:
+        """The same clip with other frames, remembering what was done to it."""
+        ref = replace(self.ref, corruptions=(*self.ref.corruptions, corruption))
+        return Clip(tuple(images), tuple(times), ref)
+
+
+#: What can stand in a chat beside text.
+Media = Picture | Clip
 Part = str | Media
 
 
@@ -138,7 +197,8 @@ class Chat:
 class Sample:
     """One thing to make pairs about: opened media and, if the data has one, a prompt.
 
-    `id` is stable across runs and orders. `meta` is carried along untouched and never shown to a method's model.
+    `id` is stable across runs and orders. `meta` is carried along untouched and not shown to a model, but for
+    `answer`: a reference answer to the prompt, which rrpo reads.
     """
 
     id: str

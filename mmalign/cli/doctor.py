@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "trl", "pillow", "pyarrow")
+PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "trl", "pillow", "pyarrow", "av")
 
 
 def main() -> int:
@@ -41,6 +41,7 @@ def _findings() -> list[tuple[str, str, str]]:
             rows.append((package, "not installed", _reinstall(package) if needed else ""))
     rows.append(_probe("accelerator", _accelerator))
     rows.append(_probe("embedded model", _embedded_model))
+    rows += _decoders()
     rows.append(_probe("hub", _hub))
     return rows
 
@@ -79,6 +80,18 @@ def _embedded_model() -> str:
 
     loaded = load_model(ModelSpec())
     return f"{loaded.name}: {sum(weight.numel() for weight in loaded.model.parameters()) / 1e6:.1f} M parameters"
+
+
+def _decoders() -> list[tuple[str, str, str]]:
+    """What really decodes a frame; only PyAV has to."""
+    from mmalign.media.video import DECODERS, why_not
+
+    rows = []
+    for name in DECODERS:
+        reason = why_not(name).removeprefix(f"data.decoder: {name} ")
+        found = reason[:80] or "decodes"
+        rows.append((f"video by {name}", found, _reinstall("av") if reason and name == "pyav" else ""))
+    return rows
 
 
 def _hub() -> str:

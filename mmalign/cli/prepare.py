@@ -1,4 +1,4 @@
-"""`mmalign prepare`: a folder of pictures or a file of prompts becomes samples."""
+"""`mmalign prepare`: a folder of pictures or videos, or a file of prompts, becomes samples."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from mmalign.errors import DataError
 
 def main(kind: str, source: Path, output: Path, *, prompt: str, dry_run: bool) -> int:
     """Write the samples and say what was taken and what was not."""
-    from mmalign.prepare import prepare_images, prepare_text
-    from mmalign.samples import json_lines, list_pictures
+    from mmalign.prepare import prepare_images, prepare_text, prepare_videos
+    from mmalign.samples import json_lines, list_clips, list_pictures
 
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
     if dry_run:
-        num = len(list_pictures(source).pictures) if kind == "images" else sum(1 for _ in json_lines(source))
-        print(f"would read {num} {'pictures' if kind == 'images' else 'prompts'} from {source} and write {output}")
+        if kind == "text":
+            num, what = sum(1 for _ in json_lines(source)), "prompts"
+        elif kind == "images":
+            num, what = len(list_pictures(source).files), "pictures"
+        else:
+            num, what = len(list_clips(source).files), "videos"
+        print(f"would read {num} {what} from {source} and write {output}")
         return 0
     if kind == "text":
         print(prepare_text(source, output))
@@ -27,7 +32,8 @@ def main(kind: str, source: Path, output: Path, *, prompt: str, dry_run: bool) -
     bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
     with bar:
         task = bar.add_task("", total=None)
-        done = prepare_images(
+        prepare = prepare_images if kind == "images" else prepare_videos
+        done = prepare(
             source, output, prompt=prompt, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
     print(done)

@@ -33,8 +33,7 @@ from mmalign.engine.rundir import RunDir
 from mmalign.engine.work import AnyMethod, Worker, explain, method_name
 from mmalign.errors import Interrupted, MMAlignError, RecipeError
 from mmalign.lm.protocol import LM
-from mmalign.media.image import PictureLimits
-from mmalign.media.read import open_media
+from mmalign.media.read import MediaLimits, open_media
 from mmalign.methods import SurveyMethod
 from mmalign.types import SampleRow
 
@@ -57,7 +56,7 @@ async def generate_async(
     data_root: Path,
     seed: int = 0,
     round: int = 0,
-    limits: PictureLimits | None = None,
+    limits: MediaLimits | None = None,
     concurrency: int = 64,
     max_bad_share: float = 0.5,
     retry_quarantined: bool = False,
@@ -74,7 +73,7 @@ async def generate_async(
         data_root: The folder that media paths start from.
         seed: Same seed, same pairs.
         round: Number of the round.
-        limits: What a picture may be.
+        limits: What pictures and clips may be, and which frames of a clip are taken.
         concurrency: Samples in flight. It changes speed and memory, never the pairs.
         max_bad_share: Stop when more than this share of at least 50 finished samples had to be quarantined.
         retry_quarantined: Try the samples again that earlier starts put into quarantine.
@@ -93,7 +92,7 @@ async def generate_async(
     if not 0 <= max_bad_share <= 1:
         raise RecipeError(f"generate.max_bad_share: got {max_bad_share}, must lie in [0, 1]")
     began = time.monotonic()
-    limits = limits or PictureLimits()
+    limits = limits or MediaLimits()
     stop = asyncio.Event()
     journal_path = run.round_path(round) / "journal.sqlite"
     with (
@@ -273,7 +272,7 @@ class _Driver:
         return known
 
 
-def _maker(method: AnyMethod, lm: LM, seed: int, round: int, limits: PictureLimits) -> dict[str, Any]:
+def _maker(method: AnyMethod, lm: LM, seed: int, round: int, limits: MediaLimits) -> dict[str, Any]:
     """What outcomes hang on, as plain values: a journal is gone on with only by the same maker."""
     return {
         "method": method_name(method),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ def safe_path(root: Path, relative: str) -> Path:
     out of the folder. Links that stay inside are followed.
     """
     if not relative.strip():
-        raise MediaError("the path of a picture is empty")
+        raise MediaError("the path of a picture or clip is empty")
     if _ADDRESS.match(relative):
         shown = relative if len(relative) <= 80 else relative[:77] + "..."
         raise MediaError(
@@ -50,8 +51,11 @@ def _not_utf8(name: str) -> bool:
     return r"\udc" in readable_name(name)
 
 
-def read_file(path: Path, name: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file of at most `max_bytes`; `name` stands in messages. Raises MediaError."""
+def check_file(path: Path, name: str, max_bytes: int) -> int:
+    """The size in bytes of a regular file; `name` stands in messages.
+
+    Raises MediaError when it is no such file, is empty or has more than `max_bytes`.
+    """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -59,7 +63,7 @@ def read_file(path: Path, name: str, max_bytes: int) -> bytes:
     except OSError as error:
         raise MediaError(f"{name}: cannot be read ({error.strerror})") from None
     if stat.S_ISDIR(status.st_mode):
-        raise MediaError(f"{name}: is a folder, not a picture")
+        raise MediaError(f"{name}: is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
         # A pipe would be waited for without end.
         raise MediaError(f"{name}: is not a regular file")
@@ -67,10 +71,30 @@ def read_file(path: Path, name: str, max_bytes: int) -> bytes:
         raise MediaError(f"{name}: is empty (0 bytes)")
     if status.st_size > max_bytes:
         raise MediaError(f"{name}: has {status.st_size} bytes, more than the limit of {max_bytes}")
+    return status.st_size
+
+
+def read_file(path: Path, name: str, max_bytes: int) -> bytes:
+    """The bytes of a regular file of at most `max_bytes`; `name` stands in messages. Raises MediaError."""
+    check_file(path, name, max_bytes)
     try:
         return path.read_bytes()
     except OSError as error:
         raise MediaError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def is_text(start: bytes) -> bool:
+    """Whether a file that begins with these bytes holds text; a character may be cut off at their end."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and all(letter.isprintable() or letter in "\r\n\t\f" for letter in text)
+
+
+def is_pointer(start: bytes) -> bool:
+    """Whether a file that begins with these bytes stands for another that Git LFS keeps."""
+    return start.startswith(b"version https://git-lfs")
 
 
 def file_sha256(path: Path) -> str:

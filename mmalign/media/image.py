@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import struct
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Final
 from PIL import Image, UnidentifiedImageError
 
 from mmalign.errors import MediaError, RecipeError
-from mmalign.media.files import file_sha256, read_file, safe_path
+from mmalign.media.files import file_sha256, is_pointer, is_text, read_file, safe_path
 from mmalign.media.pixels import to_rgb
 from mmalign.media.quiet import quiet_pillow
 from mmalign.types import MediaRef, Picture
@@ -199,24 +198,15 @@ def _not_a_picture(content: bytes) -> str:
         if start[8:12] in _HEIC_BRANDS:
             return "is a HEIC picture, which cannot be read; convert it to JPEG or PNG"
         return "is a video or an unreadable AVIF, not a picture that can be opened"
-    if start.startswith(b"version https://git-lfs"):
+    if is_pointer(start):
         return "is a Git LFS pointer without the picture; run `git lfs pull`"
     if start.startswith(b"%PDF"):
         return "is a PDF, not a picture; convert its pages to PNG"
     if b"<svg" in start:
         return "is an SVG drawing; convert it to PNG"
-    if _is_text(start):
+    if is_text(start):
         return "holds text, not a picture"
     return "is not a picture in a known format, or its start is damaged"
-
-
-def _is_text(start: bytes) -> bool:
-    try:
-        # A piece may end in the middle of a character.
-        text = codecs.getincrementaldecoder("utf-8")().decode(start)
-    except UnicodeDecodeError:
-        return False
-    return bool(text) and all(letter.isprintable() or letter in "\r\n\t\f" for letter in text)
 
 
 def _line(error: Exception) -> str:

@@ -26,7 +26,7 @@ from mmalign.media.image import (
 )
 from mmalign.media.pixels import to_rgb
 from mmalign.media.quiet import quiet_pillow
-from mmalign.media.read import open_media
+from mmalign.media.read import MediaLimits, open_media
 from mmalign.types import Corruption, MediaRef, Picture, SampleRow
 from tests.media.hostile import QUARTERS, SIZE, encoded, grey_ramp, quarters, rotated_by_exif, write_hostile_folder
 
@@ -252,15 +252,15 @@ def test_open_media(tmp_path: Path) -> None:
     for shade, name in ((0, "a.png"), (9, "b.png")):
         (tmp_path / name).write_bytes(encoded(quarters(shade=shade), "PNG"))
     row = SampleRow("x", (MediaRef("a.png"), MediaRef("b.png")), "What?", "Be brief.", {"k": 1})
-    sample = open_media(row, tmp_path, LIMITS)
+    sample = open_media(row, tmp_path, MediaLimits())
     assert (sample.id, sample.prompt, sample.system, sample.meta) == ("x", "What?", "Be brief.", {"k": 1})
     assert [picture.image.tobytes() for picture in sample.media] == [
         quarters().tobytes(),
         quarters(shade=9).tobytes(),
     ]
     with pytest.raises(MediaError, match="leaves the data folder"):
-        open_media(SampleRow("x", (MediaRef("../a.png"),)), tmp_path / "sub", LIMITS)
-    assert open_media(SampleRow("t", (), "Hello"), tmp_path, LIMITS).media == ()
+        open_media(SampleRow("x", (MediaRef("../a.png"),)), tmp_path / "sub", MediaLimits())
+    assert open_media(SampleRow("t", (), "Hello"), tmp_path, MediaLimits()).media == ()
 
 
 def test_pillow_is_not_told_to_accept_cut_files() -> None:

@@ -18,7 +18,7 @@ LIMITS = PictureLimits()
 
 def compare(folder: Path) -> int:
     """Compare every picture below a folder with Pillow's own reading; returns how many there were."""
-    names = list_pictures(folder).pictures
+    names = list_pictures(folder).files
     for name in names:
         ours = open_picture(safe_path(folder, name), MediaRef(name), LIMITS).image
         with Image.open(folder / name) as raw:
@@ -49,7 +49,7 @@ def test_shared_pictures() -> None:
 def test_licences_are_listed() -> None:
     folder = HERE / "data" / "images"
     text = (folder / "LICENSES.md").read_text(encoding="utf-8")
-    names = list_pictures(folder).pictures
+    names = list_pictures(folder).files
     assert all(f"| {name} |" in text for name in names)
     assert text.count("CC BY 2.0") >= len(names)
     assert sum((folder / name).stat().st_size for name in names) < 700_000

@@ -13,7 +13,7 @@ import pytest
 from mmalign import prepare
 from mmalign.errors import DataError
 from mmalign.media.image import PictureLimits, file_sha256
-from mmalign.media.read import open_media
+from mmalign.media.read import MediaLimits, open_media
 from mmalign.prepare import prepare_images, prepare_text
 from mmalign.samples import SCHEMA, data_folder, read_samples
 from tests.media.hostile import encoded, quarters, write_hostile_folder
@@ -68,7 +68,7 @@ def test_hostile_folder(tmp_path: Path) -> None:
     assert [sample.id for sample in samples] == good
     assert all(sample.prompt == "What?" for sample in samples)
     for sample in samples:
-        assert open_media(sample, data_folder(output), PictureLimits()).media[0].image.mode == "RGB"
+        assert open_media(sample, data_folder(output), MediaLimits()).media[0].image.mode == "RGB"
 
 
 def test_equal_folders_give_equal_bytes(tmp_path: Path) -> None:

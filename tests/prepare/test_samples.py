@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmalign.errors import DataError, MediaError
-from mmalign.media.image import PictureLimits
-from mmalign.media.read import open_media
+from mmalign.media.read import MediaLimits, open_media
 from mmalign.samples import data_folder, list_pictures, read_samples
 from mmalign.types import MediaRef, SampleRow
 from tests.media.hostile import encoded, quarters, write_hostile_folder
@@ -42,7 +41,7 @@ def test_listing_counts_what_it_passes_over(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     listing = list_pictures(tmp_path)
-    assert listing.pictures == ["a.jpg", "a/z.webp", "b.PNG"]
+    assert listing.files == ["a.jpg", "a/z.webp", "b.PNG"]
     # Two hidden folders count once each.
     assert listing.num_others == 4
     assert listing.unreadable == []
@@ -52,7 +51,7 @@ def test_links_to_folders_are_not_walked(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.jpg").touch()
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
-    assert list_pictures(tmp_path).pictures == ["a/x.jpg"]
+    assert list_pictures(tmp_path).files == ["a/x.jpg"]
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
@@ -60,7 +59,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     (row,) = read_samples(tmp_path)
     row.id.encode("utf-8")
     with pytest.raises(MediaError, match="file name is not UTF-8"):
-        open_media(row, tmp_path, PictureLimits())
+        open_media(row, tmp_path, MediaLimits())
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -98,7 +97,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ({"promt": "a"}, "unknown key 'promt', did you mean 'prompt'"),
         ({"prompt": 3}, "prompt is 3, need text"),
         ({"prompt": "  "}, "the prompt is empty"),
-        ({}, "needs 'image', 'images', 'prompt' or 'messages'"),
+        ({}, "needs 'image', 'images', 'video', 'videos', 'prompt' or 'messages'"),
         (
             {"image": "a.jpg", "messages": [{"role": "assistant", "content": "x"}]},
             "messages has the roles ['assistant']",
@@ -139,7 +138,7 @@ def test_a_row_that_leaves_the_folder_loses_only_itself(tmp_path: Path) -> None:
     reasons = []
     for row in read_samples(path):
         try:
-            open_media(row, data_folder(path), PictureLimits())
+            open_media(row, data_folder(path), MediaLimits())
         except MediaError as error:
             reasons.append(str(error))
     assert len(reasons) == 2
@@ -184,7 +183,7 @@ REF = '[{"type": "image", "path": "a.png", "sha256": ""}]'
         ({"id": ["a", "a"], "media": [REF, REF]}, "id 'a' was given in line 1"),
         ({"id": ["a"], "media": ["a.png"]}, "row 1: media is not JSON"),
         ({"id": ["a"], "media": ['["a.png"]']}, 'row 1: media holds "a.png"'),
-        ({"id": ["a"], "media": ['[{"type": "video", "path": "a"}]']}, "row 1: media holds"),
+        ({"id": ["a"], "media": ['[{"type": "sound", "path": "a"}]']}, "row 1: media holds"),
         ({"id": ["a"], "media": ['[{"type": "image", "path": "a", "corruptions": []}]']}, "unknown key 'corruptions'"),
         ({"id": ["a"], "media": [REF], "meta": ["[]"]}, "row 1: meta is [], need an object"),
     ],

@@ -1,0 +1,214 @@
+"""Decoders run in child processes, so that one that hangs or crashes costs its clip and nothing else.
+
+A child lives on from clip to clip; starting one takes a third of a second, a request in a running one microseconds. It
+is started as a program of its own, not forked, and knows nothing of this process but the requests.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any
+
+from PIL import Image
+
+from mmalign.errors import MediaError, MMAlignError, RecipeError
+from mmalign.media.slots import Slots, shared_memory
+from mmalign.types import Row
+
+_START = "import sys; sys.path[:] = {path!r}; from {entry} import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a child answered: the head, and the frames in RGB."""
+
+    head: Row
+    frames: list[Image.Image]
+
+
+class Guard:
+    """Children that decode, as many as threads ask at the same time; safe for threads and forks.
+
+    Args:
+        entry: The module whose `main` a child runs.
+    """
+
+    def __init__(self, entry: str = "mmalign.media.child") -> None:
+        self._entry = entry
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self.close)
+
+    def _forget(self) -> None:
+        """Start without children: those of the process that forked this one stay its own."""
+        for child in getattr(self, "_idle", ()):
+            child.disown()
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []
+
+    def decode(self, request: Row, meanwhile: Callable[[], None] = lambda: None) -> Decoded:
+        """Have a request answered (`mmalign.media.child`), which must take at most `request["seconds"]`.
+
+        `meanwhile` runs in this thread while the child works; what it raises ends the request. Raises MediaError with
+        `request["name"]` when the file cannot be decoded, the time is over or the decoder crashed, and RecipeError when
+        the decoder does not load.
+        """
+        child = self._lent(request)
+        watch = threading.Timer(request["seconds"], child.stop_late)
+        watch.daemon = True
+        watch.start()
+        is_good = False
+        try:
+            meanwhile()
+            decoded = _conversation(child, request["name"])
+            is_good = True
+            return decoded
+        except _AnsweredError as answer:
+            is_good = True
+            raise answer.error from None
+        except EOFError:
+            if child.is_late:
+                raise MediaError(
+                    f"{request['name']}: was not decoded within {request['seconds']:g} seconds; it may be damaged"
+                ) from None
+            raise MediaError(f"{request['name']}: its decoder crashed ({child.fate()}); it may be damaged") from None
+        finally:
+            watch.cancel()
+            with self._lock:
+                if is_good and not child.is_late:
+                    self._idle.append(child)
+            if not is_good or child.is_late:
+                child.end()
+
+    def _lent(self, request: Row) -> _Child:
+        """A child that has heard the request: an idle one, or a new one."""
+        while True:
+            with self._lock:
+                child = self._idle.pop() if self._idle else None
+            if child is None:
+                child = _Child(self._entry)
+                child.ask(request)  # one that dies at once is noticed when its answer is read
+                return child
+            if child.ask(request):
+                return child
+            child.end()
+
+    def close(self) -> None:
+        """End the idle children."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.end()
+
+
+class _Child:
+    """A process that decodes, used by one thread at a time."""
+
+    def __init__(self, entry: str) -> None:
+        self._shared = shared_memory()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START.format(path=sys.path, entry=entry), str(self._shared)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[self._shared],
+        )
+        self._requests: IO[bytes] = self._process.stdin  # type: ignore[assignment]
+        self._answers: Any = self._process.stdout
+        self.is_late = False
+
+    def ask(self, request: Row) -> bool:
+        """Send a request; False when the child has ended since it was last used."""
+        try:
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
+        except OSError:
+            return False
+        return True
+
+    def answer(self) -> Row:
+        """The next line. Raises EOFError when the child has ended."""
+        text = self._answers.readline()
+        if not text.endswith(b"\n"):
+            raise EOFError
+        row: Row = json.loads(text)
+        return row
+
+    def slots(self, size: int, num: int) -> Slots:
+        """Where the child lays the frames that come."""
+        return Slots(self._shared, size, num)
+
+    def take(self, slots: Slots, number: int, width: int, height: int) -> Image.Image:
+        """The frame in its slot, which the child may use again. Raises EOFError when the child has ended."""
+        image = Image.fromarray(slots.pixels(number, width, height))
+        try:
+            self._requests.write(b"\n")
+            self._requests.flush()
+        except OSError:
+            raise EOFError from None
+        return image
+
+    def stop_late(self) -> None:
+        """End the child because its time is over; whoever waits for its answer gets EOFError."""
+        self.is_late = True
+        self._process.kill()
+
+    def fate(self) -> str:
+        """How the child ended by itself."""
+        code = self._process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+    def end(self) -> None:
+        """End the child and close the pipes."""
+        self._process.kill()
+        self._process.wait()
+        with suppress(OSError):
+            self._requests.close()
+        self._answers.close()
+        os.close(self._shared)
+
+    def disown(self) -> None:
+        """Close the copies of another process's pipes; its child is left alone."""
+        self._process.returncode = 0
+        for pipe in (self._requests, self._answers):
+            with suppress(OSError):
+                pipe.close()
+        os.close(self._shared)
+
+
+class _AnsweredError(Exception):
+    """The child said why it cannot; it is ready for the next request."""
+
+    def __init__(self, error: MMAlignError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _conversation(child: _Child, name: str) -> Decoded:
+    head: Row = {}
+    frames: list[Image.Image] = []
+    while True:
+        row = child.answer()
+        if "head" in row:
+            frames = []
+            head, slots = row["head"], child.slots(row["bytes"], row["slots"])
+        elif "frame" in row:
+            frames.append(child.take(slots, len(frames), *row["frame"]))
+        elif "error" in row:
+            raise _AnsweredError(MediaError(row["error"]))
+        elif "absent" in row:
+            raise _AnsweredError(RecipeError(f"data.decoder: {row['absent']}"))
+        elif "bug" in row:
+            raise _AnsweredError(MediaError(f"{name}: its decoder failed ({row['bug']})"))
+        else:
+            return Decoded(head, frames)

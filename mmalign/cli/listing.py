@@ -52,15 +52,17 @@ def _methods() -> Table:
     table = _table("methods", "name", "media", "what it does", "parameters")
     for info in list_methods():
         shown = "\n".join(f"{parameter.name}={_short(parameter.default)}" for parameter in info.parameters)
-        table.add_row(info.name, info.media, f"{info.summary}\n{info.paper}", shown)
+        table.add_row(info.name, ", ".join(info.media), f"{info.summary}\n{info.paper}", shown)
     return table
 
 
 def _corruptions() -> Table:
     from mmalign.corrupt import corruption_names, find_corruption
 
-    table = _table("corruptions", "name", "what it does", "ranges")
-    for name in corruption_names():
+    table = _table("corruptions", "name", "media", "what it does", "ranges")
+    pictures = corruption_names("image")
+    for name in corruption_names("video"):
         kind = find_corruption(name)
-        table.add_row(name, (kind.__doc__ or "").strip().splitlines()[0], _parameters(kind))
+        media = "image, video" if name in pictures else "video"
+        table.add_row(name, media, (kind.__doc__ or "").strip().splitlines()[0], _parameters(kind))
     return table

@@ -1,6 +1,7 @@
 """Damage by noise, reproducible from a recorded seed.
 
 Noise comes from NumPy's `RandomState`, the one generator whose stream NumPy promises never to change (NEP 19).
+In a clip every frame has noise of its own, as a camera's sensor gives it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mmalign.types import Row
 DIFFUSION_STEPS = 1000
 
 
-@corruption("gaussian_noise")
+@corruption("gaussian_noise", seed_per_frame=True)
 @dataclass(frozen=True, kw_only=True)
 class GaussianNoise:
     """Independent normal noise on every channel; `sigma` in levels of 0..255. Ours."""
@@ -42,7 +43,7 @@ class GaussianNoise:
         return _picture(_levels(image) + params["sigma"] * _normal(image, params["seed"]))
 
 
-@corruption("diffusion_noise")
+@corruption("diffusion_noise", seed_per_frame=True)
 @dataclass(frozen=True, kw_only=True)
 class DiffusionNoise:
     """The forward step of a diffusion model: sqrt(a) x + sqrt(1 - a) noise, x in -1..1 (as in VCD and POVID).

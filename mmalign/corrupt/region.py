@@ -50,7 +50,7 @@ class Crop:
 class BoxMask:
     """One square box at a random place filled with a flat grey; `area` is its share of the picture (RRPO: 25 to 50 %).
 
-    A box longer than the picture's shorter side is cut there.
+    A box longer than the picture's shorter side is cut down to a square of that side. In a clip it stays in its place.
     """
 
     area: tuple[float, float] = (0.25, 0.5)
@@ -65,19 +65,27 @@ class BoxMask:
 
     @staticmethod
     def attempts(image: Image.Image, params: Params) -> Iterator[Row]:
-        yield dict(params)
-        # Where the covered part had the filling's colour already: the opposite grey, then all of the picture.
-        yield {**params, "level": 255 - params["level"]}
-        yield {**params, "area": float(max(image.size) ** 2)}
+        if "box" in params:
+            yield dict(params)
+            return
+        side = box_side(image.width, image.height, params["area"])
+        left, top = _corner(image, params, side, side)
+        settled = {**params, "box": [left, top, left + side, top + side]}
+        yield settled
+        # Where the covered part had the filling's colour already, the opposite grey shows.
+        yield {**settled, "level": 255 - params["level"]}
 
     @staticmethod
     def apply(image: Image.Image, params: Params) -> Image.Image:
-        side = max(1, round(math.sqrt(params["area"] * image.width * image.height)))
-        width, height = min(side, image.width), min(side, image.height)
-        left, top = _corner(image, params, width, height)
+        left, top, right, bottom = params["box"]
         covered = image.copy()
-        covered.paste((params["level"],) * 3, (left, top, left + width, top + height))
+        covered.paste((params["level"],) * 3, (left, top, right, bottom))
         return covered
+
+
+def box_side(width: int, height: int, area: float) -> int:
+    """Side in pixels of the square that covers a share `area` of a picture, at most the picture's shorter side."""
+    return max(1, min(width, height, round(math.sqrt(area * width * height))))
 
 
 @corruption("patch_shuffle")

@@ -6,17 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmalign.corrupt.registry import apply
-from mmalign.media.files import safe_path
-from mmalign.media.image import PictureLimits, open_picture
-from mmalign.types import MediaRef, Picture
+from mmalign.media.read import MediaLimits, open_ref
+from mmalign.types import Media, MediaRef
 
 
-def reopen(ref: MediaRef, root: Path, limits: PictureLimits, *, verify_sha: bool = True) -> Picture:
-    """The picture a reference names, its recorded corruptions applied in order; paths are relative to `root`.
+def reopen(ref: MediaRef, root: Path, limits: MediaLimits, *, verify_sha: bool = True) -> Media:
+    """The picture or clip a reference names, its recorded corruptions applied in order; paths are relative to `root`.
 
     Raises MediaError when the file cannot be used, or differs from the recorded SHA-256 while `verify_sha` is set.
     """
-    picture = open_picture(safe_path(root, ref.path), replace(ref, corruptions=()), limits, verify=verify_sha)
+    media = open_ref(replace(ref, corruptions=()), root, limits, verify=verify_sha)
+
+    def opened(other: MediaRef) -> Media:
+        return reopen(other, root, limits, verify_sha=verify_sha)
+
     for corruption in ref.corruptions:
-        picture = apply(picture, corruption)
-    return picture
+        media = apply(media, corruption, opened)
+    return media

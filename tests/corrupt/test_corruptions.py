@@ -15,7 +15,7 @@ from torchvision.transforms import functional
 
 from mmalign.corrupt import apply, corruption, corruption_names, draw
 from mmalign.corrupt.noise import kept_signal
-from mmalign.corrupt.region import shuffled_order
+from mmalign.corrupt.region import box_side, shuffled_order
 from mmalign.corrupt.registry import looks_equal
 from mmalign.errors import MediaError, RecipeError
 from mmalign.types import Corruption, MediaRef, Picture
@@ -59,11 +59,12 @@ def pictures(draw_value: st.DrawFn) -> Image.Image:
 
 def test_names() -> None:
     assert corruption_names() == NAMES
-    assert corruption_names("video") == []
+    # Those of pictures are done to clips too: tests/corrupt/test_clips.py.
+    assert set(NAMES) < set(corruption_names("video"))
 
 
 @given(name=st.sampled_from(NAMES), image=pictures(), seed=st.integers(0, 2**63))
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_never_the_same_picture(name: str, image: Image.Image, seed: int) -> None:
     source = picture(image)
     before = image.tobytes()
@@ -161,7 +162,7 @@ def test_low_resolution_is_torchvisions_resize(size: tuple[int, int]) -> None:
 
 
 @given(brightness=st.floats(0, 3), hue=st.floats(-0.5, 0.5), hue_first=st.booleans(), seed=st.integers(0, 50))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_color_jitter_is_torchvisions(brightness: float, hue: float, hue_first: bool, seed: int) -> None:
     image = photo(23, 17, seed)
     steps = [
@@ -247,6 +248,47 @@ def test_box_covers_its_share() -> None:
     assert covered[:50, 50:].all()
 
 
+def test_box_is_that_of_the_figure() -> None:
+    # RRPO's figure: 141 pixels of a 316x204 frame are 31 % of it.
+    assert box_side(316, 204, 0.31) == 141
+    assert box_side(316, 204, 0.5) == 180
+    assert box_side(316, 204, 1.0) == 204
+    assert box_side(3, 200, 0.25) == 3
+    assert box_side(1, 1, 0.25) == 1
+
+
+def test_box_is_drawn_as_in_the_paper() -> None:
+    rng = random.Random(0)
+    drawn = [draw("box_mask", rng).params for _ in range(4000)]
+    areas = [entry["area"] for entry in drawn]
+    assert 0.25 <= min(areas) < 0.251
+    assert 0.499 < max(areas) <= 0.5
+    assert sum(areas) / 4000 == pytest.approx(0.375, abs=0.005)
+    assert {entry["level"] for entry in drawn} == {245}
+
+
+@given(width=st.integers(1, 400), height=st.integers(1, 400), seed=st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_box_is_a_square_inside_the_picture(width: int, height: int, seed: int) -> None:
+    drawn = draw("box_mask", random.Random(seed))
+    image = Image.new("RGB", (width, height))
+    left, top, right, bottom = apply(picture(image), drawn).ref.corruptions[0].params["box"]
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    side = right - left
+    assert side == bottom - top
+    exact = (drawn.params["area"] * width * height) ** 0.5
+    assert side == min(width, height) < exact or abs(side - exact) <= 0.5 or side == 1
+
+
+def test_a_recorded_box_is_covered_again() -> None:
+    drawn = {"area": 0.25, "x": 1.0, "y": 0.0, "level": 245, "box": [3, 5, 10, 12]}
+    after = np.asarray(apply(picture(quarters((40, 40))), Corruption("box_mask", drawn)).image)
+    covered = (after == 245).all(axis=2)
+    assert covered.sum() == 49
+    assert covered[5:12, 3:10].all()
+
+
 def test_box_of_the_fillings_colour_falls_back_to_the_other_grey() -> None:
     image = Image.new("RGB", (40, 40), (245, 245, 245))
     image.putpixel((0, 0), (0, 0, 0))
@@ -264,7 +306,7 @@ def test_crop_shows_its_part() -> None:
 
 
 @given(columns=st.integers(2, 9), width=st.integers(8, 60), height=st.integers(8, 60), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_patches_change_places_and_nothing_else(columns: int, width: int, height: int, seed: int) -> None:
     image = Image.fromarray(np.arange(width * height * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3))
     after = apply(picture(image), Corruption("patch_shuffle", {"grid": columns, "seed": seed})).image
@@ -274,6 +316,7 @@ def test_patches_change_places_and_nothing_else(columns: int, width: int, height
 
 
 @given(st.integers(2, 60), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
 def test_orders_are_never_the_one_given(count: int, seed: int) -> None:
     corners = [(index, 0) for index in range(count)]
     order = shuffled_order(corners, seed)

@@ -65,8 +65,8 @@ def by_hand(loaded: Loaded, chats: Sequence[Chat], size: int, sampling: Sampling
     with torch.inference_mode():
         for start in range(0, len(order), size):
             part = order[start : start + size]
-            images = [[picture.image for picture in chats[i].media] for i in part]
-            inputs = renderer.encode([texts[i] for i in part], images, "left").to(model.device)
+            media = [chats[i].media for i in part]
+            inputs = renderer.encode([texts[i] for i in part], media, "left").to(model.device)
             out = model.generate(
                 **inputs,
                 do_sample=sampling.temperature > 0,

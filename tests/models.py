@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,10 +15,25 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaNextVideoProcessor,
+    LlavaNextVideoVideoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -31,10 +47,17 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
+    SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 
-from mmalign.lm.load import Loaded
-from mmalign.types import MediaRef, Picture
+from mmalign.lm.load import Loaded, load_model
+from mmalign.lm.spec import ModelSpec
+from mmalign.types import Clip, Frames, MediaRef, Picture
 
 WORDS = (
     "Describe the picture in detail. Is there a red boat in the picture? Answer yes or no. Yes. No. There is a big "
@@ -53,12 +76,15 @@ SPECIALS = [
     "<|video_pad|>",
     "<image>",
 ]
+#: Of the families that were built for video.
+VIDEO_SPECIALS = ["<video>", "<IMG_CONTEXT>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
 
 #: Content as a list of parts; the turn ends with a token and a line break, as in Qwen.
 PARTS_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>"
     "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
-    "{% if p.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}"
+    "{% if p.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif p.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}"
     "{% endfor %}{% endif %}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -74,15 +100,33 @@ LLAVA_TEMPLATE = (
     "{% for p in m.content if p.type == 'text' %}{{ p.text + ' ' }}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+#: Shape of LLaVA-NeXT-Video and LLaVA-OneVision: a word per kind of media, turns that end.
+MARKS_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{% for p in m.content %}"
+    "{% if p.type == 'image' %}<image>\n{% elif p.type == 'video' %}<video>\n{% else %}{{ p.text }}{% endif %}"
+    "{% endfor %}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+#: Shape of SmolVLM2: a role with a colon, a blank only where text comes first, its own end of turn.
+SMOL_TEMPLATE = (
+    "{% for m in messages %}{{ m.role | capitalize }}{{ ':' if m.content[0].type == 'image' else ': ' }}"
+    "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% elif p.type == 'image' %}<image>"
+    "{% elif p.type == 'video' %}<video>{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
 
 
-def tokenizer(template: str | None = STRING_TEMPLATE, bos: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer(
+    template: str | None = STRING_TEMPLATE,
+    bos: bool = False,
+    more: Sequence[str] = (),
+    named: dict[str, str] | None = None,
+) -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+        vocab_size=400, special_tokens=[*SPECIALS, *more], initial_alphabet=alphabet, show_progress=False
     )
     raw.train_from_iterator([WORDS] * 20, trainer)
     made = PreTrainedTokenizerFast(
@@ -90,7 +134,8 @@ def tokenizer(template: str | None = STRING_TEMPLATE, bos: bool = False) -> PreT
         pad_token="<|pad|>",
         eos_token="<|end|>",
         bos_token="<|begin|>" if bos else None,
-        additional_special_tokens=SPECIALS[2:],
+        additional_special_tokens=[*SPECIALS[2:], *more],
+        model_specific_special_tokens=named or {},
     )
     made.chat_template = template
     return made
@@ -190,7 +235,7 @@ def _qwen_vl(generation: str, width: int = 32, layers: int = 2) -> Loaded:
             "fullatt_block_indexes": [1],
         }
         config = Qwen2_5_VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **special)
-        videos = Qwen2VLVideoProcessor(**sizes)
+        videos = Qwen2VLVideoProcessor(**sizes, **limits, cap_pixels_per_frame=False)
         processor = Qwen2_5_VLProcessor(images, tok, videos, chat_template=PARTS_TEMPLATE)
         return Loaded(Qwen2_5_VLForConditionalGeneration(config), processor, "qwen2.5-vl-random")
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
@@ -209,9 +254,129 @@ def _qwen_vl(generation: str, width: int = 32, layers: int = 2) -> Loaded:
     config = Qwen3VLConfig(
         text_config={**text, "head_dim": 8, "rope_parameters": rope}, vision_config=vision, **special
     )
-    videos = Qwen3VLVideoProcessor(**sizes)
+    limits = {"size": {"shortest_edge": 2 * 16 * 16, "longest_edge": 16 * 48 * 48}}  # of all frames together
+    videos = Qwen3VLVideoProcessor(**sizes, **limits, cap_pixels_per_frame=False)
     processor = Qwen3VLProcessor(images, tok, videos, chat_template=PARTS_TEMPLATE)
     return Loaded(Qwen3VLForConditionalGeneration(config), processor, "qwen3-vl-random")
+
+
+def _text(tok: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
+    """A language model of two layers, 32 wide."""
+    return {
+        "vocab_size": len(tok),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "pad_token_id": tok.pad_token_id,
+        "eos_token_id": tok.eos_token_id,
+        "bos_token_id": None,
+        **more,
+    }
+
+
+#: A vision tower for pictures of 32 x 32.
+_TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_SQUARE = {"height": 32, "width": 32}
+
+
+def _marks(tok: PreTrainedTokenizerFast) -> dict[str, int]:
+    return {f"{kind}_token_index": tok.convert_tokens_to_ids(f"<{kind}>") for kind in ("image", "video")}
+
+
+def _llava_onevision() -> Loaded:
+    tok = tokenizer(None, more=VIDEO_SPECIALS)
+    pinpoints = [[32, 32], [32, 64], [64, 32], [64, 64]]
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**_TOWER, vision_use_head=False),
+        text_config=LlamaConfig(**_text(tok)),
+        image_grid_pinpoints=pinpoints,
+        **_marks(tok),
+    )
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=_SQUARE, image_grid_pinpoints=pinpoints),
+        tok,
+        LlavaOnevisionVideoProcessor(size=_SQUARE),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=MARKS_TEMPLATE,
+    )
+    return Loaded(LlavaOnevisionForConditionalGeneration(config), processor, "llava-onevision-random")
+
+
+def _llava_next_video() -> Loaded:
+    tok = tokenizer(None, more=VIDEO_SPECIALS)
+    pinpoints = [[32, 64], [64, 32], [64, 64]]
+    config = LlavaNextVideoConfig(
+        vision_config=CLIPVisionConfig(**_TOWER),
+        text_config=LlamaConfig(**_text(tok)),
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-1,
+        **_marks(tok),
+    )
+    processor = LlavaNextVideoProcessor(
+        LlavaNextVideoVideoProcessor(size={"shortest_edge": 32}, crop_size=_SQUARE),
+        LlavaNextImageProcessor(size={"shortest_edge": 32}, crop_size=_SQUARE, image_grid_pinpoints=pinpoints),
+        tok,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=MARKS_TEMPLATE,
+    )
+    return Loaded(LlavaNextVideoForConditionalGeneration(config), processor, "llava-next-video-random")
+
+
+def _smolvlm() -> Loaded:
+    tok = tokenizer(None, more=VIDEO_SPECIALS)
+    config = SmolVLMConfig(
+        vision_config=_TOWER,
+        text_config=LlamaConfig(**_text(tok)).to_dict(),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(**sizes, do_image_splitting=False),
+        tok,
+        SmolVLMVideoProcessor(**sizes),
+        image_seq_len=4,
+        chat_template=SMOL_TEMPLATE,
+    )
+    return Loaded(SmolVLMForConditionalGeneration(config), processor, "smolvlm-random")
+
+
+def _internvl() -> Loaded:
+    named = {
+        "start_image_token": "<|vision_start|>",
+        "end_image_token": "<|vision_end|>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tok = tokenizer(None, more=VIDEO_SPECIALS, named=named)
+    config = InternVLConfig(
+        vision_config={**_TOWER, "image_size": [32, 32], "patch_size": [8, 8]},
+        text_config=LlamaConfig(**_text(tok)).to_dict(),
+        image_token_id=tok.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    processor = InternVLProcessor(
+        GotOcr2ImageProcessor(size=_SQUARE, crop_to_patches=True, max_patches=4),
+        tok,
+        InternVLVideoProcessor(size=_SQUARE),
+        image_seq_length=4,
+        chat_template=MARKS_TEMPLATE.replace("<image>", "<IMG_CONTEXT>"),
+    )
+    return Loaded(InternVLForConditionalGeneration(config), processor, "internvl-random")
 
 
 _MAKERS: dict[str, Callable[[], Loaded]] = {
@@ -220,8 +385,15 @@ _MAKERS: dict[str, Callable[[], Loaded]] = {
     "llava": _llava,
     "qwen2.5-vl": lambda: _qwen_vl("2.5"),
     "qwen3-vl": lambda: _qwen_vl("3"),
+    "llava-onevision": _llava_onevision,
+    "llava-next-video": _llava_next_video,
+    "smolvlm": _smolvlm,
+    "internvl": _internvl,
+    "tiny": lambda: load_model(ModelSpec(device="cpu")),
 }
 SEEING = ("llava", "qwen2.5-vl", "qwen3-vl")
+#: Models with a way of their own to take clips.
+WATCHING = ("qwen2.5-vl", "qwen3-vl", "llava-onevision", "llava-next-video", "smolvlm", "internvl")
 READING = ("llama", "qwen3")
 ALL = (*READING, *SEEING)
 
@@ -264,3 +436,17 @@ def picture(seed: int = 0, size: tuple[int, int] = (32, 32)) -> Picture:
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
     return Picture(Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST), MediaRef(f"{seed}.png"))
+
+
+def clip(
+    seed: int = 0,
+    frames: int = 4,
+    size: tuple[int, int] = (32, 32),
+    fps: float = 2.0,
+    times: tuple[float, ...] | None = None,
+) -> Clip:
+    """A clip of pictures with a few coloured blocks: the first `frames` of a file, or those at `times`."""
+    shown = times or tuple(number / fps for number in range(frames))
+    numbers = tuple(round(time * fps) for time in shown)
+    ref = MediaRef(f"{seed}.mp4", "video", frames=Frames(numbers, shown, fps, numbers[-1] + 1))
+    return Clip(tuple(picture(100 * seed + number, size).image for number in range(len(shown))), shown, ref)

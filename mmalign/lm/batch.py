@@ -9,17 +9,19 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
 from mmalign.errors import SampleError
+from mmalign.lm.features import placeholder_ids
 from mmalign.lm.load import Loaded
+from mmalign.lm.processing import REFUSALS, TEXT_ONLY, Group
 from mmalign.lm.render import PaddingSide
 from mmalign.lm.sampling import RowwiseSampling, RowwiseStopping, ending
-from mmalign.types import Chat, Completion, Sampling, TokenLogps
+from mmalign.types import Chat, Clip, Completion, Media, Sampling, TokenLogps
 
 #: Logits turned to float32 at a time while scoring, in numbers.
 _CHUNK = 1 << 24
@@ -27,18 +29,24 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """A rendered chat: text, pictures, length in tokens, and the white space the template puts before an answer."""
+    """A rendered chat: text, media, length in tokens, and the white space the template puts before an answer.
+
+    Prompts with equal `group` can share a batch.
+    """
 
     chat: Chat
     text: str
-    images: tuple[Image, ...]
+    media: tuple[Media, ...]
     num_tokens: int
     lead: str
+    group: Group = TEXT_ONLY
 
     @property
-    def key(self) -> tuple[str, tuple[int, ...]]:
+    def key(self) -> tuple[str, tuple[Any, ...]]:
         """Equal for equal prompts about the very same picture objects, as long as one of them is alive."""
-        return self.text, tuple(map(id, self.images))
+        return self.text, tuple(
+            (*map(id, part.images), part.times) if isinstance(part, Clip) else id(part.image) for part in self.media
+        )
 
 
 class BatchModel:
@@ -63,25 +71,24 @@ class BatchModel:
         self._pad: int = min(self._eos) if pad is None else pad
         if pad is None:
             self.tokenizer.pad_token_id = self._pad
-        config, processor = self.model.config, self.renderer.processor
-        names = ("image_token_id", "image_token_index", "video_token_id")
-        found = {getattr(owner, name, None) for owner in (config, processor) for name in names}
-        self._placeholders = sorted(token for token in found if isinstance(token, int))
+        self._placeholders = sorted({*self.renderer.media_ids, *placeholder_ids(self.model.config)})
 
     def prompt(self, chat: Chat) -> Prompt:
         """Render a chat. Raises SampleError when the model cannot take it."""
         text = self.renderer.prompt(chat)
-        images = tuple(part.image for part in chat.media)
+        media = chat.media
         try:
-            num_tokens = self.renderer.num_tokens(text, images)
-        except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
-            raise SampleError(f"the model's processor refuses the picture: {error}") from error
+            num_tokens = self.renderer.num_tokens(text, media)
+        except REFUSALS as error:
+            kinds = "video" if any(isinstance(part, Clip) for part in media) else "picture"
+            raise SampleError(f"the model's processor refuses the {kinds}: {error}") from error
         if num_tokens == 0:
             raise SampleError("the chat is empty: it gives the model no token to go on from")
         if self.max_positions is not None and num_tokens >= self.max_positions:
             raise SampleError(f"the prompt has {num_tokens} tokens, the model takes fewer than {self.max_positions}")
         is_fresh = not (chat.messages and chat.messages[-1].role == "assistant" and chat.messages[-1].text)
-        return Prompt(chat, text, images, num_tokens, self.renderer.lead if is_fresh else "")
+        lead = self.renderer.lead if is_fresh else ""
+        return Prompt(chat, text, media, num_tokens, lead, self.renderer.group(media))
 
     def room(self, prompt: Prompt, sampling: Sampling) -> int:
         """Most new tokens for a request: its own limit, or what the model has positions for."""
@@ -171,14 +178,15 @@ class BatchModel:
 
     def _encode(self, texts: Sequence[str], prompts: Sequence[Prompt], side: PaddingSide) -> dict[str, Tensor]:
         try:
-            encoded = self.renderer.encode(texts, [p.images for p in prompts], side)
-        except (ValueError, TypeError, ZeroDivisionError) as error:
+            encoded = self.renderer.encode(texts, [p.media for p in prompts], side)
+        except (ValueError, TypeError, ArithmeticError) as error:
             raise SampleError(f"the model's processor refuses the chat: {error}") from error
         tensors: dict[str, Tensor] = {}
         for name, value in encoded.items():
             if name == "token_type_ids" and name not in self._arguments:
                 continue
-            kind = self.model.dtype if value.is_floating_point() else None
+            # Pixels take the model's type; one number per clip (its seconds per frame) places tokens and stays exact.
+            kind = self.model.dtype if value.is_floating_point() and value.ndim > 1 else None
             tensors[name] = value.to(self.model.device, kind)
         return tensors
 

@@ -38,7 +38,7 @@ class Loaded:
 
     @cached_property
     def renderer(self) -> Renderer:
-        return Renderer(self.processor)
+        return Renderer(self.processor, self.model.config)
 
 
 def load_model(spec: ModelSpec) -> Loaded:
@@ -64,10 +64,12 @@ def load_model(spec: ModelSpec) -> Loaded:
     return Loaded(model.to(device).eval().requires_grad_(False), processor, name)
 
 
-def load_processor(spec: ModelSpec) -> Any:
-    """Only the processor (the tokenizer for a text-only model): enough to render and count tokens."""
+def load_renderer(spec: ModelSpec) -> Renderer:
+    """What renders chats for the model, without its weights: enough to count tokens and to check media."""
     with _explained(spec) as (source, common):
-        return _processor(source, common, sees=_sees(spec, AutoConfig.from_pretrained(source, **common)))
+        config = AutoConfig.from_pretrained(source, **common)
+        processor = _processor(source, common, sees=_sees(spec, config))
+    return Renderer(processor, config)
 
 
 def _sees(spec: ModelSpec, config: Any) -> bool:

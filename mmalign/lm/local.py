@@ -69,7 +69,7 @@ class LocalLM:
     Args:
         loaded: model and processor; the model must not be used elsewhere before `close`.
         max_batch_size: most rows of a batch.
-        max_batch_tokens: most padded tokens of a batch, prompt and answer, pictures included. Halved for good where
+        max_batch_tokens: most padded tokens of a batch, prompt and answer, media included. Halved for good where
             memory runs out: then the batch is split and run again.
     """
 
@@ -313,7 +313,7 @@ class LocalLM:
         if isinstance(failure, MMAlignError):
             return failure
         prompt = job.prompt
-        what = f"{job.verb} ({job.num_tokens} tokens, {len(prompt.images)} pictures) for {prompt.chat.prompt[:60]!r}"
+        what = f"{job.verb} ({job.num_tokens} tokens, {len(prompt.media)} media) for {prompt.chat.prompt[:60]!r}"
         if is_memory:
             return SampleError(f"memory ran out for one request alone: {what}")
         return ModelError(f"model {self.name!r} failed at {what}: {_line(failure)}")

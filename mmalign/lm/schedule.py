@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmalign.lm.batch import Prompt
+from mmalign.lm.processing import Group
 from mmalign.types import Sampling
 
 Verb = Literal["logits", "score", "generate"]
@@ -65,10 +66,10 @@ def is_full(pending: Sequence[Job], max_rows: int) -> bool:
 def next_batch(pending: Sequence[Job], max_rows: int, max_tokens: int, max_logits_rows: int) -> list[Job]:
     """Jobs to run together, out of `pending` (oldest first, not empty).
 
-    A batch is of one verb, with or without pictures. A group that fills a batch goes first, else short work goes before
-    long, else the older one. Within the group jobs are sorted by length, and the batch is the stretch around the
-    oldest job, cut to `max_tokens` padded tokens; for scores also to `max_logits_rows` answer tokens, whose logits
-    exist at the same time. One job alone is always let through.
+    A batch is of one verb and of media that fit together (`Prompt.group`). A group that fills a batch goes first, else
+    short work goes before long, else the older one. Within the group jobs are sorted by length, and the batch is the
+    stretch around the oldest job, cut to `max_tokens` padded tokens; for scores also to `max_logits_rows` answer
+    tokens, whose logits exist at the same time. One job alone is always let through.
     """
     groups = _groups(pending)
 
@@ -91,10 +92,10 @@ def next_batch(pending: Sequence[Job], max_rows: int, max_tokens: int, max_logit
     return batch
 
 
-def _groups(pending: Sequence[Job]) -> dict[tuple[Verb, bool], list[Job]]:
-    groups: dict[tuple[Verb, bool], list[Job]] = {}
+def _groups(pending: Sequence[Job]) -> dict[tuple[Verb, Group], list[Job]]:
+    groups: dict[tuple[Verb, Group], list[Job]] = {}
     for job in pending:
-        groups.setdefault((job.verb, bool(job.prompt.images)), []).append(job)
+        groups.setdefault((job.verb, job.prompt.group), []).append(job)
     return groups
 
 

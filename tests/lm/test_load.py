@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmalign.errors import ModelError
-from mmalign.lm.load import load_model, load_processor
+from mmalign.lm.load import load_model, load_renderer
 from mmalign.lm.local import LocalLM
 from mmalign.lm.spec import ModelSpec
 from mmalign.types import Chat, Message, Sampling
@@ -46,10 +46,9 @@ async def test_a_saved_model_comes_back_the_same(name: str, folders: dict[str, P
 
 @pytest.mark.parametrize("name", ["llama", "qwen3-vl"])
 def test_the_processor_alone_renders_the_same(name: str, folders: dict[str, Path]) -> None:
-    from mmalign.lm.render import Renderer
 
     spec = ModelSpec(name=str(folders[name]))
-    assert Renderer(load_processor(spec)).prompt(chat(name)) == tiny(name).renderer.prompt(chat(name))
+    assert load_renderer(spec).prompt(chat(name)) == tiny(name).renderer.prompt(chat(name))
 
 
 def test_dtype_is_as_asked(folders: dict[str, Path]) -> None:

@@ -107,7 +107,7 @@ async def test_greedy_equals_plain_generate(name: str) -> None:
         done = await asyncio.gather(*(lm.generate(c, Sampling(max_new_tokens=20), seed=0) for c in chats(name)))
     renderer = loaded.renderer
     for c, completion in zip(chats(name), done, strict=True):
-        inputs = renderer.encode([renderer.prompt(c)], [[part.image for part in c.media]])
+        inputs = renderer.encode([renderer.prompt(c)], [c.media])
         out = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
         expected = renderer.tokenizer.decode(out, skip_special_tokens=True)
         assert completion.text == renderer.strip_lead(expected)
@@ -277,9 +277,8 @@ def plain_logps(loaded: Loaded, c: Chat, text: str) -> list[float]:
     """One unpadded forward with all logits."""
     renderer = loaded.renderer
     prompt, answer = renderer.prompt(c), renderer.answer(c, text)
-    images = [part.image for part in c.media]
-    inputs = renderer.encode([prompt + answer], [images])
-    start = renderer.encode([prompt], [images])["input_ids"].shape[1]
+    inputs = renderer.encode([prompt + answer], [c.media])
+    start = renderer.encode([prompt], [c.media])["input_ids"].shape[1]
     with torch.inference_mode():
         logps = loaded.model(**inputs).logits[0].double().log_softmax(-1)
     ids = inputs["input_ids"][0]

@@ -123,13 +123,12 @@ def test_control_tokens_in_text_are_refused(name: str) -> None:
 def test_length_with_pictures_is_measured(name: str, size: tuple[int, int]) -> None:
     made = shared(name).renderer
     asked = Chat((Message("user", (picture(0, size), "and", picture(1), "What?")),))
-    images = [part.image for part in asked.media]
     text = made.prompt(asked)
     try:
-        encoded = made.encode([text], [images])
+        encoded = made.encode([text], [asked.media])
     except ValueError:
         pytest.skip("this processor takes no picture of that shape")
-    assert made.num_tokens(text, images) == encoded["input_ids"].shape[1]
+    assert made.num_tokens(text, asked.media) == encoded["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -145,7 +144,7 @@ def test_rows_with_and_without_pictures_share_a_batch() -> None:
     for name in SEEING:
         made = shared(name).renderer
         seen, unseen = Chat((Message("user", (picture(), "What?")),)), chat("What?")
-        encoded = made.encode([made.prompt(seen), made.prompt(unseen)], [[seen.media[0].image], []])
+        encoded = made.encode([made.prompt(seen), made.prompt(unseen)], [seen.media, ()])
         alone = made.encode([made.prompt(unseen)], [[]])["input_ids"][0]
         assert encoded["input_ids"][1][encoded["attention_mask"][1].bool()].tolist() == alone.tolist()
 

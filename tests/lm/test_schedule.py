@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmalign.lm.batch import Prompt
+from mmalign.lm.processing import TEXT_ONLY, Group
 from mmalign.lm.schedule import PATIENCE, Job, Verb, is_full, next_batch
 from mmalign.types import Chat, Sampling
 
 MANY = 10**9
 
 
-def job(verb: Verb, length: int, new: int = 0) -> Job:
-    return Job(verb, Prompt(Chat(()), "p", (), length, ""), new, Sampling(max_new_tokens=max(new, 1)))
+def job(verb: Verb, length: int, new: int = 0, group: Group = TEXT_ONLY) -> Job:
+    return Job(verb, Prompt(Chat(()), "p", (), length, "", group), new, Sampling(max_new_tokens=max(new, 1)))
 
 
 def lengths(batch: Iterable[Job]) -> list[int]:
@@ -31,6 +32,15 @@ def test_jobs_of_like_length_run_together_and_the_oldest_is_among_them() -> None
 def test_a_rest_is_filled_up() -> None:
     pending = [job("generate", n) for n in (5, 1, 2, 3, 4)]
     assert lengths(next_batch(pending, 3, MANY, MANY)) == [3, 4, 5]
+
+
+def test_media_that_do_not_fit_together_never_share_a_batch() -> None:
+    groups: list[Group] = [TEXT_ONLY, ("pictures", 0), ("clips", 4), ("clips", 8)]
+    pending = [job("score", number, group=groups[number % 4]) for number in range(1, 17)]
+    while pending:
+        batch = next_batch(pending, 3, MANY, MANY)
+        assert len({j.prompt.group for j in batch}) == 1
+        pending = [j for j in pending if j not in batch]
 
 
 def test_a_full_group_goes_before_short_work_and_short_work_before_long() -> None:

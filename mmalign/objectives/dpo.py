@@ -1,7 +1,8 @@
-"""Direct preference optimisation, its two noise-aware forms, and DPO with a likelihood term.
+"""Direct preference optimisation, its two noise-aware forms, and DPO with a likelihood term or with weighted spans.
 
 DPO: Rafailov et al. 2023, arXiv 2305.18290, eq. 7. Conservative DPO: Mitchell 2023. rDPO: Chowdhury et al. 2024,
-arXiv 2403.00409. DPO with a likelihood term: STIC stage 1, Deng et al. 2024, arXiv 2405.19716.
+arXiv 2403.00409. DPO with a likelihood term: STIC stage 1, Deng et al. 2024, arXiv 2405.19716 (sum over tokens), and
+TEMPLE, Li et al. 2025, arXiv 2503.16929 (pooled mean). Mask-DPO: Gu et al. 2025, arXiv 2503.02846.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from mmalign.objectives.checks import not_negative, one_of, positive, rate
+from mmalign.objectives.ratios import log_ratio, preference_metrics
 from mmalign.objectives.terms import reduce_tokens, soft_pair
-from mmalign.objectives.types import Completions, LossInputs, LossOutput, Need
+from mmalign.objectives.types import LossInputs, LossOutput, Need
 
-NllReduction = Literal["sum", "token_mean"]
+NllReduction = Literal["sum", "token_mean", "pooled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,41 +29,56 @@ class DPO:
         label_smoothing: Assumed share eps of flipped labels (conservative DPO), in [0, 0.5); it joins the pair's own p
             as q = p (1 - eps) + (1 - p) eps.
         sft_weight: Weight of the chosen side's negative log-likelihood (STIC: 1/1024 with the sum).
-        nll_reduction: Whether that likelihood is the sum over tokens or the mean over the pair's own tokens.
+        nll_reduction: Whether that likelihood is the sum over tokens, the mean over the pair's own tokens (token_mean),
+            or the mean over all chosen tokens of an optimizer step (pooled; TRL's "sft", TEMPLE).
         changed_weight: Factor on tokens inside the spans where the two texts differ (APASI's gamma).
+        unchanged_weight: Factor on tokens outside these spans; 0 is Mask-DPO.
     """
 
     name: ClassVar[str] = "dpo"
+    formula: ClassVar[str] = "softCE(beta D, q) - sft_weight L(y_w)"
+    source: ClassVar[str] = "Rafailov et al. 2023, arXiv 2305.18290, eq. 7"
 
     beta: float = 0.1
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
     nll_reduction: NllReduction = "sum"
     changed_weight: float = 1.0
+    unchanged_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.beta > 0, "beta", self.beta, "more than 0")
-        _require(0 <= self.label_smoothing < 0.5, "label_smoothing", self.label_smoothing, "at least 0 and below 0.5")
-        _require(self.sft_weight >= 0, "sft_weight", self.sft_weight, "0 or more")
-        _require(self.nll_reduction in ("sum", "token_mean"), "nll_reduction", self.nll_reduction, "sum or token_mean")
-        _require(self.changed_weight >= 0, "changed_weight", self.changed_weight, "0 or more")
+        positive(beta=self.beta)
+        rate(label_smoothing=self.label_smoothing)
+        one_of(("sum", "token_mean", "pooled"), nll_reduction=self.nll_reduction)
+        not_negative(
+            sft_weight=self.sft_weight, changed_weight=self.changed_weight, unchanged_weight=self.unchanged_weight
+        )
 
     @property
     def needs(self) -> frozenset[Need]:
         base: frozenset[Need] = frozenset(("chosen", "rejected", "reference"))
-        return base | {"changed"} if self.changed_weight != 1 else base
+        if self.changed_weight == self.unchanged_weight == 1:
+            return base
+        return base | {"changed"} if self.unchanged_weight else base | {"changed", "phrases"}
 
     def __call__(self, inputs: LossInputs, /) -> LossOutput:
-        chosen = log_ratio(inputs.chosen, self.changed_weight)
-        rejected = log_ratio(inputs.rejected, self.changed_weight)
+        weights = self.changed_weight, self.unchanged_weight
+        chosen, rejected = (log_ratio(side, side.span_weights(*weights)) for side in (inputs.chosen, inputs.rejected))
         prob = inputs.p * (1 - self.label_smoothing) + (1 - inputs.p) * self.label_smoothing
         loss = soft_pair(chosen - rejected, prob, self.beta)
         metrics = preference_metrics(inputs, chosen, rejected, self.beta)
+        pooled: dict[str, Tensor] = {}
         if self.sft_weight:
-            nll = -reduce_tokens(inputs.chosen.token_logps, inputs.chosen.mask, mean=self.nll_reduction == "token_mean")
-            metrics |= {"preference_loss": loss.detach(), "nll": nll.detach()}
-            loss = loss + self.sft_weight * nll
-        return LossOutput(loss=loss, metrics=metrics)
+            logps, mask = inputs.chosen.token_logps, inputs.chosen.mask
+            metrics |= {
+                "preference_loss": loss.detach(),
+                "nll": -reduce_tokens(logps, mask, mean=self.nll_reduction != "sum").detach(),
+            }
+            if self.nll_reduction == "pooled":
+                pooled["chosen"] = -self.sft_weight * reduce_tokens(logps, mask)
+            else:
+                loss = loss - self.sft_weight * reduce_tokens(logps, mask, mean=self.nll_reduction == "token_mean")
+        return LossOutput(loss=loss, pooled=pooled, metrics=metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +94,15 @@ class RobustDPO:
     """
 
     name: ClassVar[str] = "rdpo"
+    formula: ClassVar[str] = "softCE(beta D, (1 - flip_rate) / (1 - 2 flip_rate))"
+    source: ClassVar[str] = "Chowdhury et al. 2024, arXiv 2403.00409"
 
     beta: float = 0.1
     flip_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(self.beta > 0, "beta", self.beta, "more than 0")
-        _require(0 <= self.flip_rate < 0.5, "flip_rate", self.flip_rate, "at least 0 and below 0.5")
+        positive(beta=self.beta)
+        rate(flip_rate=self.flip_rate)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -97,35 +116,101 @@ class RobustDPO:
         return LossOutput(loss=loss, metrics=preference_metrics(inputs, chosen, rejected, self.beta))
 
 
-def log_ratio(side: Completions, changed_weight: float = 1.0) -> Tensor:
-    """Summed log-ratio of policy to reference (B,); tokens in changed spans count `changed_weight` times.
+@dataclass(frozen=True, kw_only=True)
+class ConservativeDPO(DPO):
+    """DPO with one label in ten taken to be flipped."""
 
-    Policy and reference are summed before they are subtracted, the order in which TRL rounds.
+    name: ClassVar[str] = "cdpo"
+    formula: ClassVar[str] = "softCE(beta D, 1 - label_smoothing)"
+    source: ClassVar[str] = "Mitchell 2023, a note on DPO with noisy preferences"
+
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SticDPO(DPO):
+    """DPO with the chosen text's likelihood: its sum over tokens, divided by a constant and not by the length."""
+
+    name: ClassVar[str] = "stic_dpo"
+    formula: ClassVar[str] = "-s(beta D) - L(y_w) / 1024"
+    source: ClassVar[str] = "STIC stage 1, Deng et al. 2024, arXiv 2405.19716"
+
+    sft_weight: float = 1 / 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskDPO(DPO):
+    """DPO on the tokens of the marked spans only: factual ones of the chosen text, wrong ones of the rejected."""
+
+    name: ClassVar[str] = "mask_dpo"
+    formula: ClassVar[str] = "-s(beta (sum m_w lr_w - sum m_l lr_l))"
+    source: ClassVar[str] = "Gu et al. 2025, arXiv 2503.02846"
+
+    unchanged_weight: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cream(DPO):
+    """DPO whose label counts as much as two rounds of the model rank alike: p is (Kendall's tau + 1) / 2.
+
+    The pairs carry p; `mmalign.objectives.labels.kendall_consistency` makes it, of one prompt or averaged over all.
     """
-    weight = None
-    if changed_weight != 1:
-        if side.changed is None:
-            raise ValueError("changed_weight needs the changed spans of both texts")
-        weight = torch.where(side.changed, changed_weight, 1.0).to(side.token_logps.dtype)
-    policy = reduce_tokens(side.token_logps, side.mask, weight)
-    return policy - reduce_tokens(side.reference, side.mask, weight)
+
+    name: ClassVar[str] = "cream"
+    formula: ClassVar[str] = "softCE(beta D, p), p = (tau + 1) / 2"
+    source: ClassVar[str] = "CREAM, Wang et al. 2024, arXiv 2410.12735"
 
 
-@torch.no_grad()
-def preference_metrics(inputs: LossInputs, chosen: Tensor, rejected: Tensor, beta: float) -> dict[str, Tensor]:
-    """What a preference run is watched by: rewards are beta times the log-ratios (B,) given."""
-    return {
-        "chosen_reward": beta * chosen,
-        "rejected_reward": beta * rejected,
-        "margin": beta * (chosen - rejected),
-        "accuracy": (chosen > rejected).to(chosen.dtype),
-        "chosen_logps": reduce_tokens(inputs.chosen.token_logps, inputs.chosen.mask),
-        "rejected_logps": reduce_tokens(inputs.rejected.token_logps, inputs.rejected.mask),
-        "chosen_logps_change": chosen.clone(),
-        "rejected_logps_change": rejected.clone(),
-    }
+@dataclass(frozen=True, kw_only=True)
+class UPO(DPO):
+    """DPO whose label counts less where an estimator is unsure, with the chosen text's mean likelihood.
+
+    The pairs carry p = 1 - alpha; `mmalign.objectives.labels.upo_alpha` makes alpha. As printed, the paper's alpha
+    would always favour the reversed label and its likelihood term would lower the likelihood; neither is done here.
+    """
+
+    name: ClassVar[str] = "upo"
+    formula: ClassVar[str] = "softCE(beta D, p) - sft_weight L(y_w) / n_w, p = 1 - alpha(uncertainty)"
+    source: ClassVar[str] = "UPO, uncertainty-enhanced preference optimisation, 2024"
+
+    sft_weight: float = 0.5
+    nll_reduction: NllReduction = "token_mean"
 
 
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{key} is {value!r}; it must be {allowed}")
+@dataclass(frozen=True, kw_only=True)
+class CurryDPO(DPO):
+    """DPO; the pairs' stages, easiest first, are made by `mmalign.objectives.schedules.curry_stages`."""
+
+    name: ClassVar[str] = "curry_dpo"
+    formula: ClassVar[str] = "-s(beta D), pairs from the largest to the smallest score gap"
+    source: ClassVar[str] = "Pattnaik et al. 2024, arXiv 2403.07230"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoStageMPO(DPO):
+    """DPO on the easy pairs; `schedules.mpo_split` parts them, the prompts of the hard ones are for RL ("grpo")."""
+
+    name: ClassVar[str] = "mpo_two_stage"
+    formula: ClassVar[str] = "-s(beta D) where r_w - r_l > gamma"
+    source: ClassVar[str] = "Mixed preference optimisation, 2024"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalDPO(DPO):
+    """DPO with the rejected answer from the past model and the chosen one from a future one.
+
+    `mmalign.objectives.schedules.temporal_pair` picks them.
+    """
+
+    name: ClassVar[str] = "temporal_dpo"
+    formula: ClassVar[str] = "-s(beta D), y_l of the first model, y_w of the next"
+    source: ClassVar[str] = "Temporal self-rewarding language models, 2025"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardAugmentedDPO(DPO):
+    """DPO on pairs whose prompt names the score to aim at; `schedules.goal_pairs` makes two of each pair."""
+
+    name: ClassVar[str] = "reward_augmented_dpo"
+    formula: ClassVar[str] = "-s(beta D) given a goal g in the prompt, labels by -(r - g)^2"
+    source: ClassVar[str] = "Reward-augmented data, Zhang et al. 2024, arXiv 2410.08067"

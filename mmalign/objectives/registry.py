@@ -6,11 +6,12 @@ import difflib
 from typing import Final
 
 from mmalign.objectives.dpo import DPO, RobustDPO
+from mmalign.objectives.rrpo import RRPO
 from mmalign.objectives.sft import SFT
 from mmalign.objectives.types import Objective
 
 #: Every objective of the package; parameters are the fields of each class.
-OBJECTIVES: Final[dict[str, type[Objective]]] = {kind.name: kind for kind in (DPO, RobustDPO, SFT)}
+OBJECTIVES: Final[dict[str, type[Objective]]] = {kind.name: kind for kind in (DPO, RobustDPO, RRPO, SFT)}
 
 
 def find_objective(name: str) -> type[Objective]:

@@ -16,6 +16,8 @@ class SFT:
     """Negative log-likelihood of the chosen text, averaged over all chosen tokens of an optimizer step."""
 
     name: ClassVar[str] = "sft"
+    formula: ClassVar[str] = "-L(y_w), mean over all tokens of a step"
+    source: ClassVar[str] = "maximum likelihood"
 
     @property
     def needs(self) -> frozenset[Need]:

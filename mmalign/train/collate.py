@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmalign.errors import SampleError, TrainError
 from mmalign.lm.render import Renderer
-from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
 from mmalign.train.context import open_context
 from mmalign.types import Chat, Media
@@ -56,7 +56,7 @@ class Collator:
 
     renderer: Renderer
     data_root: Path
-    limits: PictureLimits
+    limits: MediaLimits
     sides: tuple[str, ...] = ("chosen", "rejected")
 
     def __call__(self, rows: Sequence[PairRow]) -> PairBatch:
@@ -102,10 +102,10 @@ class Collator:
             raise TrainError(f"pair {row.id}, {side}: the chat template adds no token for the answer {text!r:.60}")
         changed = [False] * length
         if spans:
-            begin = answer.find(text)
+            begin = answer.find(text.strip())  # many templates leave out white space around an answer
             if begin < 0:
                 raise TrainError(f"pair {row.id}, {side}: the chat template changes the text, its spans have no place")
-            shift = len(prompt) + begin
+            shift = len(prompt) + begin - (len(text) - len(text.lstrip()))
             whole = self.renderer.tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
             offsets = whole["offset_mapping"][-length:]
             changed = [any(lo - shift < end and hi - shift > first for first, end in spans) for lo, hi in offsets]
@@ -113,17 +113,26 @@ class Collator:
 
     def _encoded(self, sequences: Sequence[_Sequence]) -> dict[str, Tensor]:
         texts = [sequence.prompt + sequence.answer for sequence in sequences]
-        media = [[media.image for media in sequence.media] for sequence in sequences]
         try:
-            return dict(self.renderer.encode(texts, media, padding_side="right"))
+            return dict(self.renderer.encode(texts, [sequence.media for sequence in sequences], padding_side="right"))
         except ValueError as error:
             # What processors raise when text and media do not fit each other.
-            named = ", ".join(dict.fromkeys(sequence.pair for sequence in sequences))
+            named = ", ".join(dict.fromkeys(self._at_fault(sequences) or [sequence.pair for sequence in sequences]))
             raise TrainError(f"pair {named}: the processor refuses media and text: {error}") from error
+
+    def _at_fault(self, sequences: Sequence[_Sequence]) -> list[str]:
+        """Pairs that the processor refuses alone, too."""
+        refused = []
+        for sequence in sequences:
+            try:
+                self.renderer.encode([sequence.prompt + sequence.answer], [sequence.media])
+            except ValueError:
+                refused.append(sequence.pair)
+        return refused
 
     def _check_media(self, input_ids: Tensor, sequences: Sequence[_Sequence]) -> None:
         """Every context with media must have placeholders; a silent loss of them would train on text alone."""
-        counts = torch.isin(input_ids, torch.tensor(media_token_ids(self.renderer))).sum(-1).tolist()
+        counts = torch.isin(input_ids, torch.tensor(self.renderer.media_ids)).sum(-1).tolist()
         for sequence, count in zip(sequences, counts, strict=True):
             if sequence.media and not count:
                 raise TrainError(
@@ -141,16 +150,6 @@ class _Sequence:
     answer: str
     media: tuple[Media, ...]
     changed: list[bool]
-
-
-def media_token_ids(renderer: Renderer) -> list[int]:
-    """Ids of the tokens that stand for media in `input_ids`; empty for a text-only model."""
-    ids = {getattr(renderer.processor, f"{kind}_token_id", None) for kind in ("image", "video")}
-    for kind in ("image", "video"):
-        token = getattr(renderer.processor, f"{kind}_token", None)
-        if isinstance(token, str):
-            ids.add(renderer.tokenizer.convert_tokens_to_ids(token))
-    return sorted(token for token in ids if isinstance(token, int))
 
 
 def _masks(attention_mask: Tensor, changed: Sequence[list[bool]]) -> dict[str, Tensor]:

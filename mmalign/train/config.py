@@ -47,6 +47,9 @@ class TrainConfig:
         seed: Order of the pairs, first adapter weights, adapter dropout.
         max_length: Most tokens of a prompt (media included) with one answer; none means no limit. Nothing is ever cut.
         overlong: What to do with a pair over `max_length`: drop it (counted), or stop with an error.
+        stages: Pairs of all stages together (mixed), or one stage after the other in ascending order (renew): each
+            starts from what the one before gave, with a new adapter and optimizer, and with that start as reference.
+        sft_after_stages: With renew, end with a stage of plain likelihood on all chosen texts.
         lora: Adapter settings; null trains all weights.
         freeze_vision: Leave vision tower and projector as they are.
         precompute_reference: Compute the reference's log-probs once, before training, and keep them on disk. Without
@@ -71,6 +74,8 @@ class TrainConfig:
     seed: int = 0
     max_length: int | None = 2048
     overlong: Literal["drop", "error"] = "drop"
+    stages: Literal["mixed", "renew"] = "mixed"
+    sft_after_stages: bool = False
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     freeze_vision: bool = True
     precompute_reference: bool = True
@@ -104,6 +109,8 @@ class TrainConfig:
             raise ValueError(f"max_length is {self.max_length}; it must be 2 or more, or null for no limit")
         if self.lora is not None and self.lora.rank < 1:
             raise ValueError(f"lora.rank is {self.lora.rank}; it must be 1 or more, or lora null")
+        if self.sft_after_stages and self.stages != "renew":
+            raise ValueError("sft_after_stages is true, but stages is mixed; set stages to renew")
         if self.lora is None and not self.precompute_reference:
             raise ValueError(
                 "precompute_reference is false; without an adapter to switch off there is no other reference: "

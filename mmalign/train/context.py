@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mmalign.corrupt import reopen
 from mmalign.errors import MediaError
-from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
 from mmalign.types import Chat, MediaRef, Message, Part, Row
 
 
-def open_context(turns: Sequence[Row], data_root: Path, limits: PictureLimits, pair: str) -> Chat:
+def open_context(turns: Sequence[Row], data_root: Path, limits: MediaLimits, pair: str) -> Chat:
     """The chat of a pair row: media read from `data_root`, checked against their SHA-256, recorded damage done again.
 
     Raises MediaError naming the pair and the file when one cannot be opened or has changed since.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,29 @@ def rank_share(batch: list[int], rank: int, world: int) -> tuple[list[int], int]
     mine = batch[rank::world]
     filled = mine + batch[:1] * (math.ceil(len(batch) / world) - len(mine))
     return filled, len(mine)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Pairs of one forward; the first `num_counted` of them count."""
+
+    indices: list[int]
+    num_counted: int
+
+
+def micro_batches(batch: list[int], kinds: Sequence[str], rank: int, world: int, size: int) -> list[MicroBatch]:
+    """This rank's forwards of a step: at most `size` pairs each, all of one kind, `kinds[index]` being that of a pair.
+
+    Every rank gets the same kinds in the same order, and as many forwards of each: models run other parts for clips
+    than for pictures, and ranks that exchange gradients must run the same.
+    """
+    found = []
+    for kind in sorted({kinds[index] for index in batch}):
+        mine, num_mine = rank_share([index for index in batch if kinds[index] == kind], rank, world)
+        for first in range(0, len(mine), size):
+            part = mine[first : first + size]
+            found.append(MicroBatch(part, min(len(part), max(0, num_mine - first))))
+    return found
 
 
 def lr_factor(step: int, num_steps: int, warmup_ratio: float, schedule: Schedule) -> float:

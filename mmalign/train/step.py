@@ -28,8 +28,13 @@ class StepTotals:
         return total
 
 
-def loss_inputs(batch: PairBatch, policy: Tensor, reference: Tensor | None) -> LossInputs:
-    """What an objective sees of a batch; `policy` and `reference` (N, T) hold the sides one after the other."""
+def loss_inputs(
+    batch: PairBatch, policy: Tensor, reference: Tensor | None, divergence: Tensor | None = None
+) -> LossInputs:
+    """What an objective sees of a batch.
+
+    `policy` and `reference` (N, T) hold the sides one after the other, `divergence` (B, T) is that of the first side.
+    """
     size = len(batch.ids)
     sides = {}
     for index, side in enumerate(batch.sides):
@@ -39,6 +44,7 @@ def loss_inputs(batch: PairBatch, policy: Tensor, reference: Tensor | None) -> L
             mask=batch.mask[own],
             reference_token_logps=None if reference is None else reference[own],
             changed=batch.changed[own],
+            token_divergence=divergence if index == 0 else None,
         )
     return LossInputs(sides=sides, p=batch.p)
 

@@ -22,18 +22,21 @@ from torch import Tensor
 
 from mmalign.errors import TrainError
 from mmalign.lm.load import Loaded
-from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
 from mmalign.objectives import LossInputs, Objective
 from mmalign.pairs import PairRow
 from mmalign.train.atomic import replacing
 from mmalign.train.checkpoint import Checkpoints
 from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import FREE_KEYS, TrainConfig
-from mmalign.train.logps import completion_logps
+from mmalign.train.head import Head
+from mmalign.train.logps import Anchor, completion_logps, completion_states, completion_terms
 from mmalign.train.metrics import MetricsLog, read_metrics
+from mmalign.train.modality import modality
 from mmalign.train.progress import ProgressLine
 from mmalign.train.reference import FirstPass, Measured, adapter_off, rows_key, weights_key
-from mmalign.train.schedule import Order, lr_factor, rank_share
+from mmalign.train.schedule import MicroBatch, Order, lr_factor, micro_batches
+from mmalign.train.spans import with_phrases
 from mmalign.train.step import StepTotals, loss_inputs, refuse_nonfinite
 from mmalign.train.weights import trainable, training_mode
 
@@ -42,7 +45,8 @@ from mmalign.train.weights import trainable, training_mode
 class TrainResult:
     """What a training run left: `path` is a PEFT adapter or a whole model, each with its processor.
 
-    `num_pairs` were trained on, `num_dropped` were longer than `max_length`; `last` holds the last step's metrics.
+    `num_pairs` were trained on; `num_dropped` were longer than `max_length`, or had no changed phrase where the
+    objective needs one; `last` holds the last step's metrics.
     """
 
     path: Path
@@ -59,7 +63,9 @@ class PreferenceTrainer:
     Everything is kept in the folder `output`: `checkpoints/`, `reference/`, `metrics.jsonl`, and at the end `adapter/`
     or `model/` with `result.json`. Run again with the same arguments it goes on from the newest checkpoint, or hands
     back the finished result. `data_root` is the folder that media paths are relative to, `limits` are those of the
-    pairs' making. The trained weights are in `output` and, when the last call did train, in `model`.
+    pairs' making. `start_key` names the weights that training starts from, where they come out of a computation that
+    need not give the same last bits again. The trained weights are in `output` and, when the last call did train, in
+    `model`.
 
     Raises TrainError when there is nothing to train on, or what there is cannot be trained on.
     """
@@ -73,7 +79,8 @@ class PreferenceTrainer:
         data_root: Path,
         output: Path,
         *,
-        limits: PictureLimits | None = None,
+        limits: MediaLimits | None = None,
+        start_key: str | None = None,
         quiet: bool = False,
     ) -> None:
         if not rows:
@@ -87,20 +94,23 @@ class PreferenceTrainer:
             )
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.rows, self.objective, self.config, self.output = list(rows), objective, config, output
+        self.objective, self.config, self.output = objective, config, output
+        self.rows, self._num_given = with_phrases(rows, objective), len(rows)
+        self._kinds = [modality(row, loaded.renderer) for row in self.rows]
         self.processor = loaded.processor
         self._sides = tuple(side for side in ("chosen", "rejected") if side in objective.needs)
-        limits = limits or PictureLimits()
+        limits = limits or MediaLimits()
         self._collate = Collator(loaded.renderer, data_root, limits, self._sides)
-        start = weights_key(loaded.model)
+        start = start_key or weights_key(loaded.model)
         torch.manual_seed(config.seed)
         self.model = trainable(loaded.model, config)
+        self._head = Head.of(self.model).frozen() if self._diverges else None
         on_cpu = next(self.model.parameters()).device.type == "cpu"
         self._accelerator = Accelerator(cpu=on_cpu, log_with=list(config.report_to) or None, project_dir=str(output))
         forms = [start, asdict(limits), self._sides, config.precision, _template(loaded), config.max_length]
-        self._pass_key = _short([*forms, rows_key(rows, labels=False), self._scores_reference])
+        self._pass_key = _short([*forms, rows_key(self.rows, labels=False), self._scores_reference, self._diverges])
         settings = {key: value for key, value in asdict(config).items() if key not in FREE_KEYS}
-        self._run_key = _short([*forms, rows_key(rows, labels=True), repr(objective), settings])
+        self.run_key = _short([*forms, rows_key(self.rows, labels=True), repr(objective), settings])
         self._quiet = quiet or not self._accelerator.is_main_process
 
     def train(self) -> TrainResult:
@@ -113,7 +123,7 @@ class PreferenceTrainer:
         model, optimizer = accelerator.prepare(self.model, self._optimizer())
         checkpoints = Checkpoints(
             folder=self.output / "checkpoints",
-            run_key=self._run_key,
+            run_key=self.run_key,
             keep=config.keep_checkpoints,
             rank=accelerator.process_index,
             wait=accelerator.wait_for_everyone,
@@ -148,25 +158,20 @@ class PreferenceTrainer:
 
     def _step(self, model: Any, optimizer: Any, indices: list[int], measured: Measured) -> dict[str, float]:
         accelerator = self._accelerator
-        mine, num_mine = rank_share(indices, accelerator.process_index, accelerator.num_processes)
+        parts = micro_batches(
+            indices,
+            self._kinds,
+            accelerator.process_index,
+            accelerator.num_processes,
+            self.config.micro_batch_size,
+        )
         tokens = measured.counts[indices].sum(0).tolist()
         totals = StepTotals(len(indices), dict(zip(self._sides, tokens, strict=True)))
-        size = self.config.micro_batch_size
         sums: dict[str, Tensor] = {}
-        for first in range(0, len(mine), size):
-            part = mine[first : first + size]
-            is_last = first + size >= len(mine)
-            batch = self._collate([self.rows[index] for index in part]).to(accelerator.device)
-            counted = (torch.arange(first, first + len(part)) < num_mine).float().to(accelerator.device)
+        for part in parts:
             # Ranks exchange gradients once per step.
-            with nullcontext() if is_last else accelerator.no_sync(model):
-                output = self.objective(self._inputs(model, batch, part, measured))
-                loss = totals.loss(output, batch.weight * counted)
-                refuse_nonfinite(output, batch.ids)
-                # Distributed training averages gradients over ranks; the loss is already divided by the whole step.
-                accelerator.backward(loss * accelerator.num_processes)
-            found = {"loss": loss.detach()}
-            found |= {name: (value * counted).sum() / totals.pairs for name, value in output.metrics.items()}
+            with nullcontext() if part is parts[-1] else accelerator.no_sync(model):
+                found = self._micro_step(model, part, totals, measured)
             sums = {name: sums.get(name, torch.zeros_like(value)) + value for name, value in found.items()}
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
         if not math.isfinite(norm):
@@ -177,16 +182,34 @@ class PreferenceTrainer:
         values = {name: float(accelerator.reduce(value, reduction="sum")) for name, value in sums.items()}
         return {**values, "grad_norm": float(norm)}
 
+    def _micro_step(self, model: Any, part: MicroBatch, totals: StepTotals, measured: Measured) -> dict[str, Tensor]:
+        """Forward and backward of some pairs; their share of the step's numbers."""
+        accelerator = self._accelerator
+        batch = self._collate([self.rows[index] for index in part.indices]).to(accelerator.device)
+        counted = (torch.arange(len(part.indices)) < part.num_counted).float().to(accelerator.device)
+        output = self.objective(self._inputs(model, batch, part.indices, measured))
+        loss = totals.loss(output, batch.weight * counted)
+        refuse_nonfinite(output, batch.ids)
+        # Distributed training averages gradients over ranks; the loss is already divided by the whole step.
+        accelerator.backward(loss * accelerator.num_processes)
+        shares = {name: (value * counted).sum() / totals.pairs for name, value in output.metrics.items()}
+        return {"loss": loss.detach(), **shares}
+
     def _inputs(self, model: Any, batch: PairBatch, indices: Sequence[int], measured: Measured) -> LossInputs:
-        with self._autocast():
-            policy = completion_logps(model, batch)
         reference: Tensor | None = None
+        states: Tensor | None = None
         if measured.logps is not None:
             reference = measured.reference(indices, batch.mask)
+            states = measured.states(indices).to(reference.device) if self._diverges else None
         elif "reference" in self.objective.needs:
-            reference = self._score(batch)
+            reference, states = self._score(batch)
             training_mode(self.model)
-        return loss_inputs(batch, policy, reference)
+        with self._autocast():
+            if states is None:
+                return loss_inputs(batch, completion_logps(model, batch), reference)
+            assert self._head is not None
+            policy, divergence = completion_terms(model, batch, Anchor(states, self._head))
+        return loss_inputs(batch, policy, reference, divergence)
 
     # Before the first step -------------------------------------------------------------------------------------------
 
@@ -194,10 +217,16 @@ class PreferenceTrainer:
     def _scores_reference(self) -> bool:
         return "reference" in self.objective.needs and self.config.precompute_reference
 
+    @property
+    def _diverges(self) -> bool:
+        return "divergence" in self.objective.needs
+
     def _measure(self) -> tuple[Measured, list[int]]:
         """The first pass, and the indices of the pairs that are short enough."""
         accelerator, config = self._accelerator, self.config
         self.model.to(accelerator.device)
+        if self._head is not None:
+            self._head.linear.to(accelerator.device)
         first_pass = FirstPass(
             folder=self.output / "reference",
             key=self._pass_key,
@@ -226,12 +255,18 @@ class PreferenceTrainer:
         return measured, kept
 
     @torch.no_grad()
-    def _score(self, batch: PairBatch) -> Tensor:
-        """Reference log-probs (N, T): the start of this run before training, else the weights without the adapter."""
+    def _score(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+        """Reference log-probs (N, T): the start of this run before training, else the weights without the adapter.
+
+        Where the objective needs them also the states (M, H) of the chosen side's distributions.
+        """
         self.model.eval()
         is_start = self.config.precompute_reference
+        batch = batch.to(self._accelerator.device)
         with self._autocast(), nullcontext() if is_start else adapter_off(self.model):
-            return completion_logps(self.model, batch.to(self._accelerator.device))
+            return (
+                completion_states(self.model, batch) if self._diverges else (completion_logps(self.model, batch), None)
+            )
 
     def _optimizer(self) -> torch.optim.Optimizer:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -258,10 +293,10 @@ class PreferenceTrainer:
                 self.processor.save_pretrained(partial)
             with replacing(result) as partial:
                 state = {
-                    "run_key": self._run_key,
+                    "run_key": self.run_key,
                     "kind": kind,
                     "num_pairs": num_pairs,
-                    "num_dropped": len(self.rows) - num_pairs,
+                    "num_dropped": self._num_given - num_pairs,
                     "steps": steps,
                 }
                 partial.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
@@ -275,7 +310,7 @@ class PreferenceTrainer:
         if not path.exists():
             return None
         state = json.loads(path.read_text(encoding="utf-8"))
-        if state.pop("run_key") != self._run_key:
+        if state.pop("run_key") != self.run_key:
             raise TrainError(
                 f"{path}: is the result of other pairs, another model or other settings; train into an empty folder"
             )

@@ -11,11 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmalign.objectives import DPO, SFT, LossInputs, Objective, RobustDPO, find_objective
+from mmalign.objectives import DPO, SFT, LossInputs, LossOutput, Objective, RobustDPO, find_objective
 from mmalign.objectives.terms import reduce_tokens, soft_pair
 from tests.objectives.fixtures import f1, pairs, random_pairs, side, spread, sums
 
-ALL = (DPO(), DPO(label_smoothing=0.1, sft_weight=0.5), DPO(changed_weight=2.0), RobustDPO(flip_rate=0.2))
+ALL = (
+    DPO(),
+    DPO(label_smoothing=0.1, sft_weight=0.5),
+    DPO(changed_weight=2.0, unchanged_weight=0.5),
+    RobustDPO(flip_rate=0.2),
+)
 
 
 def close(values: Tensor, expected: list[float]) -> None:
@@ -107,6 +112,89 @@ def test_apasi_means_come_from_the_terms() -> None:
     margin = ratios[0] - ratios[1]
     assert margin.item() == pytest.approx(0.31, abs=1e-9)
     assert soft_pair(margin, scale=0.1).item() == pytest.approx(0.677767, abs=6e-7)
+
+
+def f2(*, marked: bool = True) -> LossInputs:
+    """Log-probs per token, with the key spans of both sides."""
+    chosen = side(
+        [[-0.5, -1, -2, -0.2], [-1.2, -0.4, -0.9]],
+        [[-0.7, -1.1, -1.5, -0.4], [-1, -0.8, -1]],
+        [[0, 1, 1, 0], [1, 0, 0, 0]] if marked else None,
+    )
+    rejected = side(
+        [[-1.5, -0.6, -0.2], [-0.8, -2.2, -0.5, -1.1]],
+        [[-1, -0.9, -0.3], [-0.6, -1.6, -0.7, -1]],
+        [[0, 1, 0, 0], [0, 1, 1, 0]] if marked else None,
+    )
+    return pairs(chosen, rejected)
+
+
+def test_mask_dpo_is_dpo_on_marked_tokens() -> None:
+    close(DPO()(f2(marked=False)).loss, [0.688160, 0.644397])
+    masked = DPO(unchanged_weight=0.0)(f2())
+    close(masked.loss, [0.728760, 0.683197])
+    close(masked.metrics["margin"], [-0.07, 0.02])
+    close(masked.metrics["chosen_logps_change"], [0.0, 0.3])
+    close(DPO(changed_weight=0.0, unchanged_weight=1.0)(f2()).loss, [math.log1p(math.exp(-0.08))] * 2)
+
+
+def test_mask_dpo_leaves_the_other_tokens_alone() -> None:
+    inputs = f2()
+    for one in inputs.sides.values():
+        one.token_logps.requires_grad_()
+    DPO(unchanged_weight=0.0)(inputs).loss.sum().backward()
+    for one in inputs.sides.values():
+        assert one.changed is not None
+        assert one.token_logps.grad is not None
+        assert (one.token_logps.grad[~one.changed] == 0).all()
+        assert (one.token_logps.grad[one.changed] != 0).all()
+
+
+def test_tokens_of_weight_0_may_be_infinite() -> None:
+    inputs = f2()
+    values = inputs.chosen.token_logps.clone()
+    values[0, 0] = -math.inf
+    values.requires_grad_()
+    sides = {**inputs.sides, "chosen": replace(inputs.chosen, token_logps=values)}
+    loss = DPO(unchanged_weight=0.0)(replace(inputs, sides=sides)).loss
+    close(loss, [0.728760, 0.683197])
+    loss.sum().backward()
+    assert values.grad is not None
+    assert values.grad.isfinite().all()
+
+
+def pooled_loss(output: LossOutput, inputs: LossInputs) -> float:
+    """The loss of a step that holds these pairs only."""
+    tokens = int(inputs.chosen.mask.sum())
+    return output.loss.mean().item() + output.pooled["chosen"].sum().item() / tokens
+
+
+TEMPLE = DPO(beta=0.1, sft_weight=1.0, nll_reduction="pooled")
+
+
+def test_temple_worked_examples() -> None:
+    a = pairs(
+        side([[-0.5, -1, -0.3, -0.2]], [[-0.5, -1, -0.3, -0.6]]),
+        side([[-1.5, -1.5, -1.5, -1.5]], [[-1.25, -1.25, -1.25, -1.25]]),
+    )
+    output = TEMPLE(a)
+    assert output.metrics["margin"].item() == pytest.approx(0.14, abs=1e-9)
+    assert output.loss.item() == pytest.approx(0.625595, abs=6e-7)
+    assert output.pooled["chosen"].item() / 4 == pytest.approx(0.5, abs=1e-9)
+    assert pooled_loss(output, a) == pytest.approx(1.125595, abs=6e-7)
+    rows = [[-1.0] * 2, [-0.25] * 8]
+    b = pairs(side(rows, rows), side(rows, rows))
+    output = TEMPLE(b)
+    assert output.pooled["chosen"].sum().item() / 10 == pytest.approx(0.4, abs=1e-9), "not 0.625, the mean of means"
+    assert output.metrics["nll"].mean().item() == pytest.approx(0.625, abs=1e-9)
+    assert pooled_loss(output, b) == pytest.approx(1.093147, abs=6e-7)
+    assert DPO(sft_weight=1.0, nll_reduction="token_mean")(b).loss.mean().item() == pytest.approx(1.318147, abs=6e-7)
+
+
+def test_pooled_likelihood_alone_is_sft() -> None:
+    inputs = random_pairs(5)
+    expected = 0.3 * SFT()(inputs).pooled["chosen"]
+    torch.testing.assert_close(DPO(sft_weight=0.3, nll_reduction="pooled")(inputs).pooled["chosen"], expected)
 
 
 def test_sft_pools_over_tokens() -> None:
@@ -238,7 +326,7 @@ def test_padding_and_order_change_nothing(seed: int, extra: int) -> None:
         torch.testing.assert_close(objective(LossInputs(sides=sides, p=inputs.p[shuffled])).loss, expected)
 
 
-@pytest.mark.parametrize("name", ["dpo", "rdpo", "sft"])
+@pytest.mark.parametrize("name", ["dpo", "rdpo", "rrpo", "sft"])
 def test_objectives_are_found_by_name(name: str) -> None:
     assert find_objective(name).name == name
 
@@ -246,7 +334,7 @@ def test_objectives_are_found_by_name(name: str) -> None:
 def test_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(LookupError, match="no objective is called 'dop'; did you mean 'dpo'"):
         find_objective("dop")
-    with pytest.raises(LookupError, match="known are dpo, rdpo, sft"):
+    with pytest.raises(LookupError, match="known are dpo, rdpo, rrpo, sft"):
         find_objective("quadratic")
 
 
@@ -257,8 +345,9 @@ def test_unknown_name_is_answered_with_the_nearest() -> None:
         (lambda: DPO(beta=math.nan), "beta is nan"),
         (lambda: DPO(label_smoothing=0.5), "label_smoothing is 0.5; it must be at least 0 and below 0.5"),
         (lambda: DPO(sft_weight=-1.0), "sft_weight is -1.0"),
-        (lambda: DPO(nll_reduction="mean"), "nll_reduction is 'mean'; it must be sum or token_mean"),
+        (lambda: DPO(nll_reduction="mean"), "nll_reduction is 'mean'; it must be sum, token_mean or pooled"),
         (lambda: DPO(changed_weight=-1.0), "changed_weight is -1.0"),
+        (lambda: DPO(unchanged_weight=-1.0), "unchanged_weight is -1.0"),
         (lambda: RobustDPO(flip_rate=0.5), "flip_rate is 0.5"),
         (lambda: RobustDPO(beta=-1.0), "beta is -1.0"),
     ],
@@ -272,6 +361,7 @@ def test_wrong_parameters_are_named(make: object, words: str) -> None:
 def test_needs_name_what_is_read() -> None:
     assert DPO().needs == {"chosen", "rejected", "reference"}
     assert DPO(changed_weight=2.0).needs == {"chosen", "rejected", "reference", "changed"}
+    assert DPO(unchanged_weight=0.0).needs == {"chosen", "rejected", "reference", "changed", "phrases"}
     assert SFT().needs == {"chosen"}
     bare = pairs(side([[-1.0]], None), side([[-1.0]], None))
     with pytest.raises(ValueError, match="'reference'"):

@@ -33,6 +33,11 @@ def curve(root: Path, run: str = "run") -> list[dict[str, float]]:
     return read_metrics(root / run / "metrics.jsonl")
 
 
+def numbers(root: Path, run: str = "run") -> list[dict[str, float]]:
+    """A run's curve without the accuracy, which rounding decides where policy and reference still agree."""
+    return [{key: value for key, value in line.items() if key != "accuracy"} for line in curve(root, run)]
+
+
 def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float) -> None:
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     for one, other in zip(found, expected, strict=True):

@@ -12,9 +12,9 @@ import torch
 from mmalign.corrupt import apply
 from mmalign.errors import MediaError, TrainError
 from mmalign.lm.render import Renderer
-from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator, PairBatch, media_token_ids
+from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.context import open_context
 from mmalign.types import Chat, Corruption, Message
 from tests.models import ALL, READING, SEEING, tiny
@@ -22,7 +22,7 @@ from tests.train.rows import damaged, make_rows
 
 
 def collator(name: str, root: Path, **changes: tuple[str, ...]) -> Collator:
-    return Collator(Renderer(tiny(name).processor), root, PictureLimits(), **changes)
+    return Collator(Renderer(tiny(name).processor), root, MediaLimits(), **changes)
 
 
 def rows_for(name: str, root: Path, count: int = 3) -> list[PairRow]:
@@ -48,7 +48,7 @@ def test_completions_are_the_answers_with_their_end_of_turn(name: str, tmp_path:
     assert not (batch.completion_mask & ~batch.inputs["attention_mask"].bool()).any()
     for ids, mask in zip(batch.inputs["input_ids"], batch.completion_mask, strict=True):
         first = int(mask.nonzero()[0])
-        assert not torch.isin(ids[first:], torch.tensor(media_token_ids(collate.renderer))).any()
+        assert not torch.isin(ids[first:], torch.tensor(collate.renderer.media_ids)).any()
 
 
 @pytest.mark.parametrize("name", SEEING)
@@ -56,7 +56,7 @@ def test_both_sides_see_the_picture(name: str, tmp_path: Path) -> None:
     rows = rows_for(name, tmp_path)
     collate = collator(name, tmp_path)
     batch = collate(rows)
-    placeholders = torch.isin(batch.inputs["input_ids"], torch.tensor(media_token_ids(collate.renderer))).sum(-1)
+    placeholders = torch.isin(batch.inputs["input_ids"], torch.tensor(collate.renderer.media_ids)).sum(-1)
     assert (placeholders > 0).all()
     assert torch.equal(placeholders[:3], placeholders[3:])
     pixels = batch.inputs["pixel_values"]
@@ -83,12 +83,12 @@ def test_a_row_is_the_same_alone_and_in_a_batch(name: str, tmp_path: Path) -> No
 def test_recorded_damage_reaches_the_model(name: str, tmp_path: Path) -> None:
     clean = rows_for(name, tmp_path, 1)[0]
     collate = collator(name, tmp_path)
-    chat = open_context(clean.context, tmp_path, PictureLimits(), clean.id)
+    chat = open_context(clean.context, tmp_path, MediaLimits(), clean.id)
     drawn = _drawn(chat)
     batch = collate([damaged(clean, drawn)])
     assert not torch.equal(batch.inputs["pixel_values"], collate([clean]).inputs["pixel_values"])
     expected = collate.renderer.encode(
-        [collate.renderer.prompt(chat)] * 2, [[apply(media, drawn).image for media in chat.media]] * 2, "right"
+        [collate.renderer.prompt(chat)] * 2, [[apply(media, drawn) for media in chat.media]] * 2, "right"
     )
     assert torch.equal(batch.inputs["pixel_values"], expected["pixel_values"])
 
@@ -146,7 +146,7 @@ def test_a_template_that_loses_the_pictures_is_refused(name: str, tmp_path: Path
         "{% for m in messages %}<|{{ m.role }}|>{% for p in m.content if p.type == 'text' %}{{ p.text }}"
         "{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    collate = Collator(Renderer(loaded.processor), tmp_path, PictureLimits())
+    collate = Collator(Renderer(loaded.processor), tmp_path, MediaLimits())
     with pytest.raises(TrainError, match=r"pair s0#0\.0: the processor refuses media and text"):
         collate(rows_for(name, tmp_path, 1))
 
@@ -157,7 +157,7 @@ def test_pictures_that_silently_stay_out_are_noticed(tmp_path: Path) -> None:
             bare = [text.replace("<|image_pad|>", "") for text in texts]
             return super().encode(bare, [[] for _ in texts], padding_side)
 
-    collate = Collator(Forgetful(tiny("qwen3-vl").processor), tmp_path, PictureLimits())
+    collate = Collator(Forgetful(tiny("qwen3-vl").processor), tmp_path, MediaLimits())
     with pytest.raises(
         TrainError, match=r"pair s0#0\.0: its context holds 1 media but the chat template left no place"
     ):

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
+from mmalign.errors import TrainError
 from mmalign.lm.local import LocalLM
 from mmalign.lm.render import Renderer
-from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
 from mmalign.train import logps
 from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.context import open_context
-from mmalign.train.logps import completion_logps
+from mmalign.train.head import Head, head_inputs
+from mmalign.train.logps import Anchor, completion_logps, completion_states, completion_terms
 from tests.models import ALL, READING, SEEING, tiny
 from tests.train.rows import make_rows
 
 
+@contextmanager
+def as_float64() -> Iterator[None]:
+    """Without the turn to float32, which finite differences cannot resolve."""
+    original = torch.Tensor.float
+    torch.Tensor.float = lambda self: self.clone()  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.float = original  # type: ignore[method-assign]
+
+
 def batch_for(name: str, root: Path, count: int = 3) -> PairBatch:
     rows = make_rows(root, count, pictures=0 if name in READING else 1)
-    return Collator(Renderer(tiny(name).processor), root, PictureLimits())(rows)
+    return Collator(Renderer(tiny(name).processor), root, MediaLimits())(rows)
 
 
 def plain(model: nn.Module, batch: PairBatch) -> list[list[float]]:
@@ -50,7 +74,7 @@ def test_equal_to_a_plain_log_softmax(name: str, tmp_path: Path) -> None:
 def test_batching_and_padding_change_nothing(name: str, tmp_path: Path) -> None:
     rows = make_rows(tmp_path, 3, pictures=0 if name in READING else 1)
     loaded = tiny(name)
-    collate = Collator(Renderer(loaded.processor), tmp_path, PictureLimits())
+    collate = Collator(Renderer(loaded.processor), tmp_path, MediaLimits())
     together = completion_logps(loaded.model, collate(rows)).sum(-1)
     alone = [completion_logps(loaded.model, collate([row])).sum(-1) for row in rows]
     expected = torch.stack(alone, dim=1).flatten()
@@ -62,11 +86,11 @@ async def test_training_scores_what_the_model_room_scores(name: str, tmp_path: P
     """A pair's log-probs are those that judges and generation see: same tokens, same pixels, same end of turn."""
     rows = make_rows(tmp_path, 3, pictures=0 if name in READING else 1)
     loaded = tiny(name)
-    batch = Collator(Renderer(loaded.processor), tmp_path, PictureLimits())(rows)
+    batch = Collator(Renderer(loaded.processor), tmp_path, MediaLimits())(rows)
     found = completion_logps(loaded.model, batch)
     lm = LocalLM(loaded)
     for index, row in enumerate(rows):
-        chat = open_context(row.context, tmp_path, PictureLimits(), row.id)
+        chat = open_context(row.context, tmp_path, MediaLimits(), row.id)
         for side, scored in enumerate(await lm.score(chat, [row.chosen, row.rejected])):
             place = side * len(rows) + index
             assert tuple(batch.inputs["input_ids"][place][batch.completion_mask[place]].tolist()) == scored.tokens
@@ -114,3 +138,129 @@ def test_gradients_are_those_of_the_plain_computation(tmp_path: Path) -> None:
     chosen = logits.gather(-1, batch.inputs["input_ids"][:, 1:, None]).squeeze(-1)
     chosen[batch.completion_mask[:, 1:]].sum().backward()
     torch.testing.assert_close(found, model.lm_head.weight.grad, atol=1e-5, rtol=1e-5)
+
+
+# The divergence from the reference -----------------------------------------------------------------------------------
+
+
+def plain_terms(model: nn.Module, reference: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """Log-probs (N, T) and KL(reference || policy) (B, T) from whole logits, nothing left out."""
+    ours = model(**batch.inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
+    theirs = reference(**batch.inputs, use_cache=False).logits[:, :-1].detach().log_softmax(-1)
+    logps = ours.gather(-1, batch.inputs["input_ids"][:, 1:, None]).squeeze(-1)
+    kl = (theirs.exp() * (theirs - ours)).sum(-1)
+    found = []
+    size = len(batch.ids)
+    for values, rows in ((logps, slice(None)), (kl, slice(size))):
+        mask = batch.mask[rows]
+        tokens = values[rows][batch.completion_mask[rows, 1:]]
+        found.append(torch.zeros(mask.shape, dtype=values.dtype).masked_scatter(mask, tokens))
+    return found[0], found[1]
+
+
+def moved(name: str, seed: int = 3) -> nn.Module:
+    """The model a few steps on: all weights of the language model a little different."""
+    model: nn.Module = tiny(name).model
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.get_decoder().parameters():  # type: ignore[operator]
+            weight += 0.02 * torch.randn(weight.shape, generator=generator)
+        model.lm_head.weight += 0.02 * torch.randn(model.lm_head.weight.shape, generator=generator)  # type: ignore[operator]
+    return model
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+@pytest.mark.parametrize("name", ALL)
+def test_divergence_and_its_gradients_are_those_of_whole_logits(
+    name: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logps, "CHUNK", chunk)
+    reference, policy, batch = tiny(name).model, moved(name), batch_for(name, tmp_path)
+    policy.requires_grad_(True)
+    with torch.no_grad():
+        _, states = completion_states(reference, batch)
+    anchor = Anchor(states, Head.of(reference))
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.rand(batch.mask[rows].shape, generator=draw) for rows in (slice(None), slice(len(batch.ids)))]
+    results = []
+    for terms in (completion_terms(policy, batch, anchor), plain_terms(policy, reference, batch)):
+        policy.zero_grad()
+        sum((value * weight).sum() for value, weight in zip(terms, weights, strict=True)).backward()
+        gradients = {key: value.grad.clone() for key, value in policy.named_parameters() if value.grad is not None}
+        results.append((terms, gradients))
+    (found, gradients), (expected, plainly) = results
+    assert expected[1].max() > 0.01
+    for value, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, wanted, atol=2e-5, rtol=1e-4)
+    assert gradients.keys() == plainly.keys()
+    for key, value in plainly.items():
+        torch.testing.assert_close(gradients[key], value, atol=1e-5 * max(1, value.abs().max().item()), rtol=1e-3)
+
+
+def test_gradients_of_the_terms_by_finite_differences() -> None:
+    """In float64 the one analytic gradient of log-probs and divergence is that of the function."""
+    draw = torch.Generator().manual_seed(1)
+    places = logps._Places(
+        0, 3, torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 2, 0, 1, 2]), torch.tensor([1, 4, 0, 3, 3])
+    )
+    head = nn.Linear(4, 6, dtype=torch.float64).requires_grad_(False)
+    anchor = Anchor(torch.randn(2, 4, generator=draw, dtype=torch.float64), Head(head, softcap=5.0))
+    logits = torch.randn(2, 3, 6, generator=draw, dtype=torch.float64, requires_grad=True)
+    with as_float64():
+        assert torch.autograd.gradcheck(lambda given: logps._TokenTerms.apply(given, places, anchor), (logits,))
+
+
+def test_no_gradient_reaches_the_reference(tmp_path: Path) -> None:
+    model, batch = tiny("llama").model.requires_grad_(True), batch_for("llama", tmp_path)
+    _, states = completion_states(model, batch)
+    head = Head.of(model).frozen()
+    assert head.linear is not model.lm_head
+    _, divergence = completion_terms(model, batch, Anchor(states, head))
+    assert divergence.abs().max() < 1e-5
+    divergence.sum().backward()
+    assert all(weight.grad is None for weight in head.linear.parameters())
+    assert model.lm_head.weight.grad.abs().max() < 1e-5, "at the reference the KL is at its least"
+
+
+def test_huge_logits_stay_finite() -> None:
+    """Softmax followed by log would give 0 * -inf here."""
+    places = logps._Places(0, 1, torch.tensor([0]), torch.tensor([0]), torch.tensor([1]))
+    linear = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(2))
+    anchor = Anchor(torch.tensor([[0.0, 200.0]]), Head(linear.requires_grad_(False)))
+    logits = torch.tensor([[[200.0, 0.0]]], requires_grad=True)
+    values, divergence = logps._TokenTerms.apply(logits, places, anchor)
+    assert (values.item(), divergence.item()) == (-200.0, 200.0)
+    (values + divergence).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.flatten().tolist() == pytest.approx([0.0, 0.0], abs=1e-6), "P - R and onehot - P cancel here"
+
+
+def test_scaled_and_capped_logits() -> None:
+    """Gemma caps, Cohere multiplies and Granite divides what its last layer gives."""
+    settings: dict[str, Any] = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": 0,
+    }
+    made = [
+        Gemma2ForCausalLM(Gemma2Config(**settings, final_logit_softcapping=0.5)),
+        CohereForCausalLM(CohereConfig(**settings, logit_scale=0.25)),
+        GraniteForCausalLM(GraniteConfig(**settings, logits_scaling=4.0)),
+    ]
+    ids = torch.arange(1, 9)[None]
+    for model in made:
+        model.eval()
+        with torch.no_grad(), head_inputs(model) as seen:
+            logits = model(input_ids=ids).logits
+        torch.testing.assert_close(Head.of(model)(seen[-1]), logits)
+        Head.of(model).check(seen[-1][0], logits[0])
+        bare = replace(Head.of(model), scale=1.0, softcap=None)
+        with pytest.raises(TrainError, match="does more to its logits than mmalign knows"):
+            bare.check(seen[-1][0], logits[0])

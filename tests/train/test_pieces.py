@@ -14,7 +14,7 @@ from mmalign.errors import TrainError
 from mmalign.train.atomic import discard, replacing, sweep
 from mmalign.train.config import LoraConfig, TrainConfig
 from mmalign.train.metrics import MetricsLog, read_metrics
-from mmalign.train.schedule import Order, lr_factor, rank_share
+from mmalign.train.schedule import Order, lr_factor, micro_batches, rank_share
 from mmalign.train.weights import switch_off_dropout, trainable, training_mode
 from tests.models import ALL, SEEING, tiny
 
@@ -44,6 +44,23 @@ def test_ranks_share_a_step_evenly_and_count_each_pair_once(num_pairs: int, worl
     assert len({len(taken) for taken, _ in shares}) == 1
     counted = [index for taken, count in shares for index in taken[:count]]
     assert sorted(counted) == list(range(num_pairs))
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["image", "text", "video"]), min_size=1, max_size=20),
+    world=st.integers(1, 4),
+    size=st.integers(1, 4),
+)
+def test_forwards_hold_one_kind_and_ranks_run_the_same_ones(kinds: list[str], world: int, size: int) -> None:
+    plans = [micro_batches(list(range(len(kinds))), kinds, rank, world, size) for rank in range(world)]
+    shown = [[(kinds[part.indices[0]], len(part.indices)) for part in plan] for plan in plans]
+    assert all(plan == shown[0] for plan in shown)
+    for plan in plans:
+        assert all(len({kinds[index] for index in part.indices}) == 1 for part in plan)
+        assert all(0 < len(part.indices) <= size for part in plan)
+        assert all(0 <= part.num_counted <= len(part.indices) for part in plan)
+    counted = [index for plan in plans for part in plan for index in part.indices[: part.num_counted]]
+    assert sorted(counted) == list(range(len(kinds)))
 
 
 def test_learning_rate() -> None:

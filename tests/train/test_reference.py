@@ -12,27 +12,31 @@ from torch import Tensor
 
 from mmalign.errors import TrainError
 from mmalign.lm.render import Renderer
-from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
 from mmalign.train import reference
 from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.logps import completion_logps
+from mmalign.train.logps import completion_logps, completion_states
 from mmalign.train.reference import FirstPass, rows_key, weights_key
 from tests.models import shared, tiny
 from tests.train.rows import make_rows
 
+Scores = tuple[Tensor, Tensor | None]
 
-def first_pass(root: Path, name: str = "qwen3-vl", batch_size: int = 2, max_length: int | None = None) -> FirstPass:
+
+def first_pass(
+    root: Path, name: str = "qwen3-vl", batch_size: int = 2, max_length: int | None = None, *, states: bool = False
+) -> FirstPass:
     model = shared(name).model
 
     @torch.no_grad()
-    def score(batch: PairBatch) -> Tensor:
-        return completion_logps(model, batch)
+    def score(batch: PairBatch) -> Scores:
+        return completion_states(model, batch) if states else (completion_logps(model, batch), None)
 
     return FirstPass(
         folder=root / "reference",
         key="key",
-        collate=Collator(Renderer(shared(name).processor), root, PictureLimits()),
+        collate=Collator(Renderer(shared(name).processor), root, MediaLimits()),
         score=score,
         batch_size=batch_size,
         max_length=max_length,
@@ -64,8 +68,8 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, rows: list[PairRow]) -> Non
     expected = first_pass(tmp_path / "whole").run(make_rows(_made(tmp_path / "whole"), 5), quiet)
     calls: list[tuple[str, ...]] = []
 
-    def counting(score: Callable[[PairBatch], Tensor], stop_at: int) -> Callable[[PairBatch], Tensor]:
-        def scored(batch: PairBatch) -> Tensor:
+    def counting(score: Callable[[PairBatch], Scores], stop_at: int) -> Callable[[PairBatch], Scores]:
+        def scored(batch: PairBatch) -> Scores:
             calls.append(batch.ids)
             if len(calls) == stop_at:
                 raise KeyboardInterrupt
@@ -127,6 +131,42 @@ def test_pairs_over_the_limit_are_measured_but_not_scored(tmp_path: Path, rows: 
             torch.testing.assert_close(one, other if length <= limit else torch.zeros_like(one), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_states_are_kept_on_disk_pair_by_pair(tmp_path: Path, rows: list[PairRow], batch_size: int) -> None:
+    limit = sorted(first_pass(tmp_path).run(rows, quiet).lengths.amax(1).tolist())[3]
+    first = replace(first_pass(tmp_path, batch_size=batch_size, max_length=limit, states=True), key="states")
+    measured = first.run(rows, quiet)
+    short = [index for index, length in enumerate(measured.lengths.amax(1).tolist()) if length <= limit][::-1]
+    assert len(short) == 4
+    batch = first.collate([rows[index] for index in short])
+    with torch.no_grad():
+        expected_logps, expected = completion_states(shared("qwen3-vl").model, batch)
+    torch.testing.assert_close(measured.states(short), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(measured.reference(short, batch.mask), expected_logps, atol=1e-4, rtol=1e-5)
+    assert len(expected) == int(batch.mask[: len(short)].sum())
+
+
+def test_pairs_about_other_media_are_measured_in_batches_of_their_own(tmp_path: Path, rows: list[PairRow]) -> None:
+    texts = make_rows(tmp_path, 5, pictures=0)
+    mixed = [rows[0], texts[1], rows[2], texts[3], rows[4]]
+    seen = []
+    first = first_pass(tmp_path, batch_size=5, states=True)
+
+    def score(batch: PairBatch) -> Scores:
+        seen.append(batch.ids)
+        assert first.score is not None
+        return first.score(batch)
+
+    measured = replace(first, score=score).run(mixed, quiet)
+    assert sorted(map(sorted, seen)) == [["s0#0.0"], ["s1#0.0"], ["s2#0.0"], ["s3#0.0"], ["s4#0.0"]]
+    for index, row in enumerate(mixed):
+        batch = first.collate([row])
+        with torch.no_grad():
+            logps, states = completion_states(shared("qwen3-vl").model, batch)
+        torch.testing.assert_close(measured.reference([index], batch.mask), logps, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(measured.states([index]), states, atol=1e-4, rtol=1e-5)
+
+
 def test_without_a_score_only_lengths_are_kept(tmp_path: Path, rows: list[PairRow]) -> None:
     measured = replace(first_pass(tmp_path), score=None).run(rows, quiet)
     assert measured.logps is None
@@ -134,10 +174,10 @@ def test_without_a_score_only_lengths_are_kept(tmp_path: Path, rows: list[PairRo
 
 
 def test_a_reference_that_is_no_number_names_the_pair(tmp_path: Path, rows: list[PairRow]) -> None:
-    def score(batch: PairBatch) -> Tensor:
+    def score(batch: PairBatch) -> Scores:
         values = torch.zeros(batch.mask.shape)
         values[-1] = torch.nan
-        return values
+        return values, None
 
     with pytest.raises(TrainError, match=r"pair s1#0\.0: the reference"):
         replace(first_pass(tmp_path), score=score).run(rows, quiet)

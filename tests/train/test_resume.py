@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmalign.errors import TrainError
-from mmalign.objectives import DPO, LossInputs, LossOutput, Need
+from mmalign.objectives import DPO, LossInputs, LossOutput, Need, Objective
 from mmalign.train.config import LoraConfig
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
@@ -20,24 +20,25 @@ from tests.train.runs import assert_same_curve, curve, trainer
 
 @dataclass(frozen=True, kw_only=True)
 class Stopping:
-    """DPO that is killed at its n-th call; with the same name and settings as one that is not."""
+    """An objective that is killed at its n-th call; with the same name and settings as one that is not."""
 
     name: ClassVar[str] = "dpo"
     calls: list[int]
     at: int | None = None
+    inner: Objective = field(default_factory=DPO)
 
     def __repr__(self) -> str:
-        return "DPO()"
+        return repr(self.inner)
 
     @property
     def needs(self) -> frozenset[Need]:
-        return DPO().needs
+        return self.inner.needs
 
     def __call__(self, inputs: LossInputs, /) -> LossOutput:
         self.calls.append(1)
         if len(self.calls) == self.at:
             raise KeyboardInterrupt
-        return DPO()(inputs)
+        return self.inner(inputs)
 
 
 RESUMED = quick(
@@ -117,8 +118,7 @@ def test_a_finished_run_is_handed_back(tmp_path: Path) -> None:
     rows = make_rows(tmp_path, 4)
     first = trainer(tmp_path, rows, quick()).train()
     stamp = (tmp_path / "run" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
-    calls: list[int] = []
-    again = trainer(tmp_path, rows, replace(quick(), micro_batch_size=4), Stopping(calls=calls, at=1))
+    again = trainer(tmp_path, rows, replace(quick(), micro_batch_size=4), DPO(beta=0.2))
     with pytest.raises(TrainError, match="other pairs, another model or other settings"):
         again.train()
     assert trainer(tmp_path, rows, replace(quick(), micro_batch_size=4)).train() == first

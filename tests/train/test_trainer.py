@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmalign.errors import TrainError
 from mmalign.lm.render import Renderer
-from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, SFT, LossInputs, LossOutput, Need, Objective
 from mmalign.pairs import PairRow
 from mmalign.train.collate import Collator
@@ -119,7 +119,7 @@ def test_the_step_is_the_gradient_of_the_mean_loss(tmp_path: Path) -> None:
     trainer(tmp_path, rows, quick(micro_batch_size=1, max_grad_norm=0.0, lora=None, freeze_vision=False)).train()
     loaded = tiny("qwen3-vl")
     loaded.model.requires_grad_(True)
-    batch = Collator(Renderer(loaded.processor), tmp_path, PictureLimits())(rows)
+    batch = Collator(Renderer(loaded.processor), tmp_path, MediaLimits())(rows)
     policy = completion_logps(loaded.model, batch).sum(-1)
     margin = 0.1 * ((policy - policy.detach())[:3] - (policy - policy.detach())[3:])
     loss = -(torch.nn.functional.logsigmoid(margin) * torch.tensor([1.0, 2.0, 3.0])).sum() / 3
@@ -170,7 +170,7 @@ def test_same_seed_same_run_other_seed_other_order(tmp_path: Path) -> None:
 
 def scores(model: Any, processor: Any, rows: Sequence[PairRow], root: Path) -> Tensor:
     with torch.no_grad():
-        return completion_logps(model.eval(), Collator(Renderer(processor), root, PictureLimits())(rows))
+        return completion_logps(model.eval(), Collator(Renderer(processor), root, MediaLimits())(rows))
 
 
 @PEFT_READS_AN_OLD_NAME

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmalign.lm.render import Renderer
-from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, Objective, RobustDPO
 from mmalign.pairs import PairRow
 from mmalign.train.collate import Collator
@@ -37,7 +37,7 @@ def trl_trainer(name: str, rows: list[PairRow], root: Path, trl: dict[str, Any])
     renderer = Renderer(loaded.processor)
     table = []
     for row in rows:
-        chat = open_context(row.context, root, PictureLimits(), row.id)
+        chat = open_context(row.context, root, MediaLimits(), row.id)
         texts = {"prompt": renderer.prompt(chat)}
         texts |= {side: renderer.answer(chat, getattr(row, side)) for side in ("chosen", "rejected")}
         images = {"images": [media.image for media in chat.media]} if chat.media else {}
@@ -117,7 +117,7 @@ def test_losses_of_a_whole_training_are_those_of_trl(
     trainer = trl_trainer(name, rows, tmp_path, trl)
 
     batch = next(iter(trainer.get_train_dataloader()))
-    ours = Collator(Renderer(tiny(name).processor), tmp_path, PictureLimits())(rows)
+    ours = Collator(Renderer(tiny(name).processor), tmp_path, MediaLimits())(rows)
     same_tokens = sequences(batch, batch["completion_mask"]) == sequences(ours.inputs, ours.completion_mask)
     assert same_tokens, "the comparison means nothing unless both train on the same tokens"
     if name not in READING:

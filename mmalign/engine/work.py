@@ -23,7 +23,7 @@ from mmalign.engine.journal import Outcome, Phase, Status
 from mmalign.errors import MediaError, MMAlignError, ModelError, NoPair, RecipeError, SampleError, StoreError
 from mmalign.lm.bound import SampleLM
 from mmalign.lm.protocol import LM
-from mmalign.methods import Method, SurveyMethod
+from mmalign.methods import Method, SurveyMethod, refuse_media
 from mmalign.pairs import PairRow
 from mmalign.types import Pair, Row, Sample, SampleRow
 
@@ -70,7 +70,9 @@ class Worker:
             pairs = method.pairs(sample, lm, rng, *passed)
             try:
                 async for pair in pairs:
-                    if emptiness := no_preference(pair):
+                    if isinstance(pair, NoPair):
+                        discarded[_line(pair)] += 1
+                    elif emptiness := no_preference(pair):
                         discarded[emptiness] += 1
                     else:
                         made.append(self._row(pair, sample.id, len(made)))
@@ -99,6 +101,7 @@ class Worker:
         bound = SampleLM(self.lm, seed=seed, round=self.round, sample_id=row.id)
         rng = random.Random(keyed_seed(seed, self.round, row.id, "method"))
         try:
+            refuse_media(self.method, row.media)
             found = await act(await self._open(row), bound, rng)
         except _UnusableError as error:
             found = _Found("quarantined", stage="data", reason=_line(error))

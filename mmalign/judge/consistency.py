@@ -1,7 +1,7 @@
 """The consistency judge: long answers of one prompt, checked by the same model's short yes/no answers.
 
-Every question is asked once, in a conversation of its own: picture, question, "answer yes or no". The long answer is
-never in sight, so the model looks at the picture instead of agreeing with itself.
+Every question is asked once, in a conversation of its own: picture or clip, question, "answer yes or no". The long
+answer is never in sight, so the model looks at the media instead of agreeing with itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mmalign.lm.bound import SampleLM
 from mmalign.lm.protocol import YES_NO
 from mmalign.text.negation import negated
 from mmalign.text.objects import Vocabulary
-from mmalign.text.prompts import LIST_OBJECTS
+from mmalign.text.prompts import LIST_OBJECTS, worded
 from mmalign.types import Choice, Judgement, Sample, Sampling
 
 
@@ -61,14 +61,14 @@ async def ask(sample: Sample, claims: Iterable[Claim], lm: SampleLM) -> dict[str
 
 async def own_list(sample: Sample, vocabulary: Vocabulary, lm: SampleLM) -> tuple[str, ...]:
     """The known things in the model's own short list of what it sees."""
-    answer = await lm.generate(sample.ask(LIST_OBJECTS), Sampling(max_new_tokens=128))
+    answer = await lm.generate(sample.ask(worded(LIST_OBJECTS, sample.media)), Sampling(max_new_tokens=128))
     named = (m.name for m in vocabulary.mentions(answer.text) if not negated(answer.text, m.start, m.end))
     return tuple(dict.fromkeys(named))
 
 
 async def sees(sample: Sample, vocabulary: Vocabulary, lm: SampleLM, name: str) -> bool:
-    """Whether the model says that an object is in the picture."""
-    claim = existence(name, vocabulary)
+    """Whether the model says that an object is in the picture or clip."""
+    claim = existence(name, vocabulary, sample.media)
     return (await ask(sample, [claim], lm))[claim.question].probabilities[0] > 0.5
 
 
@@ -89,9 +89,9 @@ class ConsistencyJudge:
 
     async def assess(self, sample: Sample, texts: Sequence[str], lm: SampleLM) -> list[Assessment]:
         """One assessment per text, in order."""
-        per_text = await asyncio.gather(*(self.extractor.claims(text, lm) for text in texts))
+        per_text = await asyncio.gather(*(self.extractor.claims(text, lm, sample.media) for text in texts))
         listed = await own_list(sample, self.vocabulary, lm) if self.miss_penalty else ()
-        wanted = [existence(name, self.vocabulary) for name in listed]
+        wanted = [existence(name, self.vocabulary, sample.media) for name in listed]
         choices = await ask(sample, [claim for claims in per_text for claim in claims] + wanted, lm)
 
         def judged(claim: Claim) -> Verdict:
@@ -109,7 +109,7 @@ class ConsistencyJudge:
 
     async def says_yes_to_absent(self, sample: Sample, names: Sequence[str], lm: SampleLM) -> bool:
         """Whether the model affirms every one of these things, which nothing suggests: then its yes means little."""
-        claims = [existence(name, self.vocabulary) for name in names]
+        claims = [existence(name, self.vocabulary, sample.media) for name in names]
         choices = await ask(sample, claims, lm)
         given = [verdict(claim, choices[claim.question], band=0.0, min_mass=self.min_mass) for claim in claims]
         return bool(given) and all(each.label == "consistent" for each in given)

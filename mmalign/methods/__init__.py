@@ -3,6 +3,8 @@
 A method is a class under `@method`: its annotated fields are its parameters, and `pairs` is written for one sample as
 straight-line async code. Batching, resuming and seeding are the engine's work. A method in a user's own file is named
 `path/to/file.py:Class`, one in an installed package `package.module:Class`.
+
+The kinds of media that a method takes are part of its registration; samples with others never reach it.
 """
 
 from __future__ import annotations
@@ -20,10 +22,19 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform, get_type_hints, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Protocol,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_type_hints,
+    runtime_checkable,
+)
 
-from mmalign.errors import RecipeError
-from mmalign.types import MediaKind, Pair, Row, Sample
+from mmalign.errors import NoPair, RecipeError, SampleError
+from mmalign.types import MediaKind, MediaRef, Pair, Row, Sample
 
 if TYPE_CHECKING:
     from mmalign.lm.bound import SampleLM
@@ -35,10 +46,11 @@ C = TypeVar("C", bound=type)
 class Method(Protocol):
     """What every method has. `rng` is seeded by (seed, round, sample id); use no other source of chance.
 
-    `pairs` raises SampleError for a sample it cannot use (quarantine) and NoPair where it finds nothing to prefer.
+    `pairs` raises SampleError for a sample it cannot use (quarantine) and NoPair where it finds nothing to prefer. A
+    method that makes several pairs of a sample yields a NoPair for each one that it drops; they are counted by reason.
     """
 
-    def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]: ...
+    def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair | NoPair]: ...
 
 
 @runtime_checkable
@@ -54,7 +66,7 @@ class SurveyMethod(Protocol):
 
     def pairs(
         self, sample: Sample, lm: SampleLM, rng: random.Random, survey: Row, known: Any
-    ) -> AsyncIterator[Pair]: ...
+    ) -> AsyncIterator[Pair | NoPair]: ...
 
 
 @runtime_checkable
@@ -79,18 +91,20 @@ class MethodInfo:
     """What `mmalign list` shows of a method."""
 
     name: str
-    media: MediaKind
+    media: tuple[MediaKind, ...]
     paper: str
     summary: str
     parameters: tuple[Parameter, ...]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def method(name: str, *, media: MediaKind = "image", paper: str = "") -> Callable[[C], C]:
+def method(name: str, *, media: MediaKind | tuple[MediaKind, ...] = "image", paper: str = "") -> Callable[[C], C]:
     """Make a class a method known by `name`: a frozen dataclass with keyword-only parameters, unless it is one already.
 
-    Raises TypeError for a class without `pairs`, or with a parameter that has no default.
+    `media` is the kind, or the kinds, of media that it takes. Raises TypeError for a class without `pairs`, for a
+    parameter that has no default, and for a kind that does not exist.
     """
+    kinds = (media,) if isinstance(media, str) else tuple(media)
 
     def register(cls: C) -> C:
         made: Any = cls
@@ -101,10 +115,22 @@ def method(name: str, *, media: MediaKind = "image", paper: str = "") -> Callabl
         bare = [f.name for f in fields(made) if f.default is MISSING and f.default_factory is MISSING]
         if bare:
             raise TypeError(f"method {name!r}: parameter {bare[0]} has no default")
-        made.method_name, made.method_media, made.method_paper = name, media, paper
+        if not kinds or not set(kinds) <= set(get_args(MediaKind)):
+            raise TypeError(f"method {name!r}: media {media!r}; it must be one or more of {get_args(MediaKind)}")
+        made.method_name, made.method_media, made.method_paper = name, kinds, paper
         return cls
 
     return register
+
+
+def refuse_media(method: object, media: Iterable[MediaRef]) -> None:
+    """Raise SampleError, one line, where a method does not take media of such a kind."""
+    cls: Any = type(method)
+    for ref in media:
+        if ref.kind not in cls.method_media:
+            taken = " and ".join(f"{kind}s" if kind != "text" else kind for kind in cls.method_media)
+            what = {"image": "a picture", "video": "a clip"}[ref.kind]
+            raise SampleError(f"{ref.path} is {what}; method {cls.method_name} takes {taken} only")
 
 
 def method_names() -> list[str]:

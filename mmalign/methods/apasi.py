@@ -21,12 +21,12 @@ from mmalign.lm.bound import SampleLM
 from mmalign.methods import method
 from mmalign.text.negation import negated
 from mmalign.text.objects import Vocabulary
-from mmalign.text.prompts import DETAIL
+from mmalign.text.prompts import DETAIL, worded
 from mmalign.text.sentences import Sentence, sentences
 from mmalign.types import Completion, Pair, Row, Sample, Sampling
 
 
-@method("apasi", media="image", paper="EMNLP 2025, arXiv 2509.11287")
+@method("apasi", media=("image", "video"), paper="EMNLP 2025, arXiv 2509.11287")
 class APASI:
     """The model's description against the same one with sentences that it wrote without seeing the picture.
 
@@ -80,7 +80,7 @@ class APASI:
 
     async def survey(self, sample: Sample, lm: SampleLM, rng: random.Random) -> Row:
         """First pass: the description and the things it names."""
-        prompt = sample.prompt or rng.choice(self.prompts)
+        prompt = sample.prompt or worded(rng.choice(self.prompts), sample.media)
         written = await lm.generate(sample.ask(prompt), Sampling(max_new_tokens=self.max_new_tokens))
         named = (m.name for m in self.words.mentions(written.text) if not negated(written.text, m.start, m.end))
         return {"prompt": prompt, "objects": sorted(set(named)), **asdict(written)}

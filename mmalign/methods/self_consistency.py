@@ -14,7 +14,7 @@ from statistics import median
 from typing import Literal
 
 from mmalign.errors import NoPair, SampleError
-from mmalign.judge.claims import ClaimExtractor, RuleClaims, WrittenClaims
+from mmalign.judge.claims import ClaimExtractor, RuleClaims, SentenceClaims, WrittenClaims
 from mmalign.judge.consistency import Assessment, ConsistencyJudge
 from mmalign.judge.length import balanced
 from mmalign.judge.verdict import MIN_GAP, Score
@@ -22,13 +22,13 @@ from mmalign.lm.bound import SampleLM
 from mmalign.methods import method
 from mmalign.pairs import PairRow
 from mmalign.text.objects import Vocabulary
-from mmalign.text.prompts import DETAIL
+from mmalign.text.prompts import DETAIL, worded
 from mmalign.types import Chat, Completion, Pair, Sample, Sampling
 
 Answer = tuple[Completion, Assessment, float]
 
 
-@method("self_consistency", media="image", paper="Han, Hao et al. 2025, arXiv 2509.23236")
+@method("self_consistency", media=("image", "video"), paper="Han, Hao et al. 2025, arXiv 2509.23236")
 class SelfConsistency:
     """Long answers, ranked by how far the model's own yes/no answers agree with them.
 
@@ -39,7 +39,8 @@ class SelfConsistency:
         top_p: Nucleus of the long answers.
         max_new_tokens: Token limit of a long answer; one that reaches it is dropped.
         prompts: Requests to draw from where the data bring no prompt.
-        extractor: How claims are found: "rule" (things that the text names) or "llm" (facts that the model lists).
+        extractor: How claims are found: "rule" (things that the text names), "llm" (facts that the model lists) or
+            "sentences" (each sentence as it stands; for what a text says of events).
         attributes: With "rule", also check colours and materials ("a red boat").
         vocabulary: "objects", "drawn" (the embedded model's world), or a word list like mmalign/text/objects.txt.
         max_claims: Most claims per answer.
@@ -61,7 +62,7 @@ class SelfConsistency:
     top_p: float = 1.0
     max_new_tokens: int = 512
     prompts: tuple[str, ...] = DETAIL
-    extractor: Literal["rule", "llm"] = "rule"
+    extractor: Literal["rule", "llm", "sentences"] = "rule"
     attributes: bool = False
     vocabulary: str = "objects"
     max_claims: int = 32
@@ -86,12 +87,17 @@ class SelfConsistency:
     @property
     def judge(self) -> ConsistencyJudge:
         words = Vocabulary.load(self.vocabulary)
-        rule = RuleClaims(words, self.attributes, self.max_claims)
-        extractor: ClaimExtractor = rule if self.extractor == "rule" else WrittenClaims(self.max_claims)
-        return ConsistencyJudge(extractor, words, self.score, self.band, self.min_mass, self.miss_penalty)
+        extractors: dict[str, ClaimExtractor] = {
+            "rule": RuleClaims(words, self.attributes, self.max_claims),
+            "llm": WrittenClaims(self.max_claims),
+            "sentences": SentenceClaims(self.max_claims),
+        }
+        return ConsistencyJudge(
+            extractors[self.extractor], words, self.score, self.band, self.min_mass, self.miss_penalty
+        )
 
     async def pairs(self, sample: Sample, lm: SampleLM, rng: Random) -> AsyncIterator[Pair]:
-        chat = sample.ask(sample.prompt or rng.choice(self.prompts))
+        chat = sample.ask(sample.prompt or worded(rng.choice(self.prompts), sample.media))
         written = await self.write(chat, lm)
         assessed = await self.judge.assess(sample, [answer.text for answer in written], lm)
         await self.refuse_yes_sayer(sample, assessed, lm, rng)

@@ -17,17 +17,17 @@ from mmalign.corrupt import apply, corruption_names, draw
 from mmalign.errors import NoPair
 from mmalign.lm.bound import SampleLM
 from mmalign.methods import method
-from mmalign.text.prompts import IMAGINE, PLAIN, STEP_BY_STEP
+from mmalign.text.prompts import IMAGINE, PLAIN, STEP_BY_STEP, worded
 from mmalign.types import Completion, Media, Pair, Sample, Sampling
 
 
-@method("stic", media="image", paper="Deng et al. 2024, arXiv 2405.19716")
+@method("stic", media=("image", "video"), paper="Deng et al. 2024, arXiv 2405.19716")
 class STIC:
     """A careful description against one that was tempted to imagine or looked at a damaged picture.
 
     Args:
         p_bad_prompt: Share of rejected sides from a tempting prompt; the others see a damaged picture.
-        corruptions: Kinds of damage, equally likely.
+        corruptions: Kinds of damage, equally likely; those for clips fit clips only.
         short_side: Pixels left on the shorter side by low_resolution.
         brightness: Range of the brightness factor of color_jitter.
         hue: Range of the hue shift of color_jitter, in shares of the hue circle.
@@ -52,23 +52,24 @@ class STIC:
     def __post_init__(self) -> None:
         if not 0 <= self.p_bad_prompt <= 1:
             raise ValueError(f"p_bad_prompt: {self.p_bad_prompt} is no probability; use 0 to 1")
+        known = [*corruption_names("image"), *corruption_names("video")]
         for name in self.corruptions:
-            if name not in corruption_names("image"):
-                raise ValueError(f"corruptions: {name!r} is unknown; there are {', '.join(corruption_names('image'))}")
+            if name not in known:
+                raise ValueError(f"corruptions: {name!r} is unknown; there are {', '.join(known)}")
         for name in ("plain_prompts", "bad_prompts", "corruptions"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: must not be empty")
 
     async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
         sampling = Sampling(self.temperature, max_new_tokens=self.max_new_tokens)
-        plain = rng.choice(self.plain_prompts)
+        good, plain = worded(self.good_prompt, sample.media), worded(rng.choice(self.plain_prompts), sample.media)
         if rng.random() < self.p_bad_prompt:
-            source, asked, media = "bad_prompt", rng.choice(self.bad_prompts), sample.media
+            source, asked, media = "bad_prompt", worded(rng.choice(self.bad_prompts), sample.media), sample.media
         else:
             source, asked = rng.choice(self.corruptions), plain
             media = self.damaged(sample.media, source, rng)
         chosen, rejected = await asyncio.gather(
-            lm.generate(sample.ask(self.good_prompt), sampling),
+            lm.generate(sample.ask(good), sampling),
             lm.generate(sample.ask(asked).with_media(media), sampling),
         )
         self.check(chosen, rejected)
@@ -78,7 +79,7 @@ class STIC:
             rejected,
             source=source,
             provenance={
-                "chosen_prompt": self.good_prompt,
+                "chosen_prompt": good,
                 "rejected_prompt": asked,
                 "rejected_media": [medium.ref.to_row() for medium in media],
                 "seeds": [chosen.seed, rejected.seed],

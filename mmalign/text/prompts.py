@@ -6,7 +6,10 @@ unchanged; each pool can be replaced by a key of the recipe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
+
+from mmalign.types import Clip, Media
 
 #: Requests for a full description; self_consistency and apasi draw from them.
 DETAIL: Final = (
@@ -67,3 +70,52 @@ IS_TRUE: Final = "Is this true for the picture? {statement}"
 
 #: Added to a yes/no question; without it real models often answer in a sentence.
 YES_OR_NO: Final = "Answer yes or no."
+
+#: Requests that a whole video be told, each from another angle (TEMPLE: one is drawn per pair).
+TELL: Final = (
+    "Describe the video in detail.",
+    "What events does the video show?",
+    "Tell one after the other what happens in the video.",
+    "What are the main developments in the video?",
+    "Give a timeline of the video.",
+    "How does the video go on from start to finish?",
+)
+
+#: A model asks itself about a video (VideoSAVi); `{number}` is a word such as "three".
+ASK_SPATIAL: Final = (
+    "Write {number} questions about what is in the video, where it is and how it looks. Ask only what has to be seen. "
+    "One question per line, no answers."
+)
+ASK_TEMPORAL: Final = (
+    "Write {number} questions about what happens in the video, in which order, before and after what. Ask only what "
+    "has to be seen. One question per line, no answers."
+)
+
+#: A model looks for the errors of an answer, and then mends it (VideoSAVi).
+CRITIQUE: Final = (
+    "Question: {question}\nAnswer: {answer}\nCompare the answer with the video. Name each error in a line of its own "
+    "that starts with its kind (factual, temporal order, spatial relation, object hallucination, causal, omission). "
+    "Without any error write only: No error."
+)
+REVISE: Final = (
+    "Question: {question}\nAnswer: {answer}\nErrors: {critique}\nWrite the answer without these errors. Write only the "
+    "answer."
+)
+
+#: Is an open answer as good as the reference? Asked without media, with yes or no as the answer (RRPO).
+SAME_MEANING: Final = (
+    "Question: {question}\nReference answer: {reference}\nGiven answer: {answer}\nDoes the given answer say the same "
+    "as the reference answer?"
+)
+
+#: What differs between two answers, and the reference changed by just that (RRPO, two turns).
+DIFFERENCES: Final = (
+    "Question: {question}\nFirst answer: {reference}\nSecond answer: {answer}\nName the key things in which the second "
+    "answer differs: objects, actions, attributes. Without any such thing write only: None."
+)
+REWRITE: Final = "Write the first answer again, changed so that it has these differences. Write only the answer."
+
+
+def worded(prompt: str, media: Sequence[Media]) -> str:
+    """The prompt in words for what it is about: pools speak of a picture, which becomes a video where one is shown."""
+    return prompt.replace("picture", "video") if any(isinstance(part, Clip) for part in media) else prompt

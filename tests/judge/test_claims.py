@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from mmalign.judge.claims import EXTRACT, Claim, RuleClaims, WrittenClaims, existence
+from mmalign.judge.claims import EXTRACT, Claim, RuleClaims, SentenceClaims, WrittenClaims, existence, truth
 from mmalign.lm.bound import SampleLM
 from mmalign.lm.scripted import ScriptedLM
 from mmalign.text.objects import Vocabulary
-from mmalign.types import Sampling
+from mmalign.types import Clip, MediaRef, Sampling
 
 WORDS = Vocabulary.load()
 RULE = RuleClaims(WORDS)
@@ -130,3 +131,64 @@ async def test_the_extractor_sees_braces_as_they_are() -> None:
     lm = ScriptedLM({"*": "A dog is there."})
     await WrittenClaims().claims("{text} {0} {", bound(lm))
     assert lm.asked[0][1].prompt.count("{text} {0} {") == 1
+
+
+CLIP = (Clip((Image.new("RGB", (4, 4)),), (0.0,), MediaRef("a.mp4", "video")),)
+STORY = (
+    "At the start there is a fish.  First the fish moves up.\nThen a red boat appears at the top. Finally the sun sets"
+)
+
+
+def test_sentences_are_asked_as_they_stand() -> None:
+    claims = SentenceClaims().read(STORY, CLIP)
+    assert [claim.question for claim in claims] == [
+        f"Is this true for the video? {statement} Answer yes or no."
+        for statement in (
+            "At the start there is a fish.",
+            "First the fish moves up.",
+            "Then a red boat appears at the top.",
+            "Finally the sun sets",
+        )
+    ]
+    assert [STORY[claim.start : claim.end] for claim in claims] == [claim.text for claim in claims]
+    assert {claim.expected for claim in claims} == {"yes"}
+    assert claims[1].text == "First the fish moves up."
+
+
+def test_sentences_that_state_nothing_are_passed_over() -> None:
+    assert SentenceClaims().read("Here is what happens:\nWhat a video?\nWell. 3.\n- The fish moves up.") == [
+        Claim("The fish moves up.", 47, 65, truth("The fish moves up."))
+    ]
+    assert SentenceClaims().read("") == []
+
+
+def test_a_sentence_said_twice_is_one_claim_and_the_limit_keeps_the_first() -> None:
+    text = "The fish moves up. The sun sets. the fish  moves up. A cat comes."
+    assert [claim.text for claim in SentenceClaims().read(text)] == [
+        "The fish moves up.",
+        "The sun sets.",
+        "A cat comes.",
+    ]
+    assert len(SentenceClaims(limit=1).read(text)) == 1
+
+
+@given(st.text())
+def test_sentence_claims_lie_in_the_text(text: str) -> None:
+    for claim in SentenceClaims().read(text):
+        assert text[claim.start : claim.end] == claim.text
+
+
+def test_questions_about_clips_speak_of_a_video_but_statements_keep_their_words() -> None:
+    assert existence("apple", WORDS, CLIP).question == "Is there an apple in the video? Answer yes or no."
+    statement = "There is a picture on the wall."
+    assert truth(statement, CLIP) == f"Is this true for the video? {statement} Answer yes or no."
+    assert truth(statement) == f"Is this true for the picture? {statement} Answer yes or no."
+
+
+async def test_every_extractor_speaks_of_the_media_it_is_told() -> None:
+    lm = bound(ScriptedLM({"*": "There is a red dog."}))
+    for extractor in (LOOKS, SentenceClaims(), WrittenClaims()):
+        for media, word in (((), "picture"), (CLIP, "video")):
+            claims = await extractor.claims("A red dog runs.", lm, media)
+            assert claims
+            assert all(word in claim.question for claim in claims)

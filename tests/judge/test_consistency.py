@@ -10,7 +10,7 @@ from mmalign.lm.bound import SampleLM
 from mmalign.lm.scripted import ScriptedLM
 from mmalign.text.objects import Vocabulary
 from mmalign.text.prompts import LIST_OBJECTS
-from mmalign.types import Chat, MediaRef, Picture, Sample
+from mmalign.types import Chat, Clip, MediaRef, Picture, Sample
 
 WORDS = Vocabulary.load()
 PICTURE = Picture(Image.new("RGB", (4, 4)), MediaRef("a.png"))
@@ -129,3 +129,16 @@ async def test_a_failing_question_is_the_samples_error() -> None:
     lm = ScriptedLM({LIST_OBJECTS: ""}, fail=lambda verb, chat: SampleError("too long") if verb == "choose" else None)
     with pytest.raises(SampleError, match="too long"):
         await judge().assess(SAMPLE, ["A dog."], SampleLM(lm, sample_id="s"))
+
+
+async def test_about_a_clip_every_question_speaks_of_a_video() -> None:
+    clip = Clip((Image.new("RGB", (4, 4)),) * 2, (0.0, 0.5), MediaRef("a.mp4", "video"))
+    sample = Sample("s", (clip,))
+    lm = ScriptedLM({"What things are in the video?": "A dog and a cat."}, choose=believes(dog=0.9, cat=0.8))
+    bound = SampleLM(lm, sample_id="s")
+    [assessment] = await judge().assess(sample, ["A dog and a kite."], bound)
+    assert (assessment.score, assessment.missing) == (-2.0, ("cat",))
+    assert await sees(sample, WORDS, bound, "dog")
+    assert not await judge().says_yes_to_absent(sample, ["boat"], bound)
+    assert all(chat.media == (clip,) and "picture" not in chat.prompt for _, chat in lm.asked)
+    assert "in the video?" in str(assessment.judgement("chosen").raw)

@@ -1,4 +1,4 @@
-"""What the tests of all methods share: a picture of noise, and running a method over one sample."""
+"""What the tests of all methods share: a picture and a clip of noise, and running a method over one sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmalign.lm.bound import SampleLM
 from mmalign.lm.scripted import ScriptedLM
-from mmalign.types import MediaRef, Pair, Picture, Sample
+from mmalign.types import Clip, Frames, MediaRef, Pair, Picture, Sample
 
 Run = Callable[..., Awaitable[list[Pair]]]
 
@@ -21,6 +21,25 @@ Run = Callable[..., Awaitable[list[Pair]]]
 def picture() -> Picture:
     pixels = np.random.default_rng(7).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     return Picture(Image.fromarray(pixels), MediaRef("noise.png", sha256="ab" * 32))
+
+
+@pytest.fixture
+def make_clip() -> Callable[[int], Clip]:
+    """Clips of so many frames of noise, two a second, every frame another one."""
+
+    def make(num: int) -> Clip:
+        pixels = np.random.default_rng(num).integers(0, 256, (num, 24, 32, 3), dtype=np.uint8)
+        times = tuple(at / 2 for at in range(num))
+        frames = Frames(tuple(10 * at for at in range(num)), times, 20.0, 10 * num)
+        return Clip(tuple(map(Image.fromarray, pixels)), times, MediaRef("noise.mp4", "video", "cd" * 32, (), frames))
+
+    return make
+
+
+@pytest.fixture
+def filmed(make_clip: Callable[[int], Clip]) -> Sample:
+    """A sample with a clip of 16 frames."""
+    return Sample("filmed", (make_clip(16),))
 
 
 @pytest.fixture

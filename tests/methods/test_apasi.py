@@ -53,6 +53,21 @@ async def test_the_survey_is_the_greedy_description_and_what_it_names(sample: Sa
     assert lm.asked[0][1].media == sample.media
 
 
+async def test_a_clip_is_asked_about_as_a_video(run: Any, filmed: Sample) -> None:
+    lm = ScriptedLM(
+        lambda chat, *_: " of old iron near the shore." if chat.messages[-1].role == "assistant" else CAPTION,
+        choose=lambda chat, options: (0.1, 0.9),
+    )
+    row = await APASI().survey(filmed, SampleLM(lm, sample_id="s"), random.Random(0))
+    assert row["prompt"].replace("video", "picture") in DETAIL
+    assert "picture" not in row["prompt"]
+    [pair] = await run(APASI(check_absent=True), filmed, lm, row, KNOWN)
+    assert pair.context.media == filmed.media
+    questions = [chat for verb, chat in lm.asked if verb == "choose"]
+    assert questions
+    assert all("in the video?" in chat.prompt and chat.media == filmed.media for chat in questions)
+
+
 def test_learning_counts_over_all_descriptions() -> None:
     known = APASI().learn(surveyed(objects=names) for names in (["a", "b"], ["a", "b"], ["a", "c"]))
     assert known.companions["a"] == ("b", "c")

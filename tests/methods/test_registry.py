@@ -4,14 +4,26 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mmalign.errors import RecipeError
-from mmalign.methods import SelectingMethod, SurveyMethod, describe, find_method, list_methods, method, method_names
+from mmalign.errors import RecipeError, SampleError
+from mmalign.methods import (
+    SelectingMethod,
+    SurveyMethod,
+    describe,
+    find_method,
+    list_methods,
+    method,
+    method_names,
+    refuse_media,
+)
 from mmalign.methods.apasi import APASI
+from mmalign.methods.rrpo import RRPO
 from mmalign.methods.self_consistency import SelfConsistency
 from mmalign.methods.stic import STIC
+from mmalign.types import MediaRef
 
 OWN = '''
 from __future__ import annotations
@@ -37,7 +49,7 @@ class Mine:
 
 
 def test_methods_are_found_by_module_name() -> None:
-    assert {"apasi", "self_consistency", "stic"} <= set(method_names())
+    assert {"apasi", "rrpo", "self_consistency", "stic", "temple", "videosavi"} <= set(method_names())
     assert find_method("stic") is STIC
     assert find_method("mmalign.methods.stic:STIC") is STIC
     assert [info.name for info in list_methods()] == method_names()
@@ -53,8 +65,53 @@ def test_every_parameter_is_documented_and_every_method_has_its_paper() -> None:
     for info in list_methods():
         assert info.summary.endswith(".")
         assert "arXiv" in info.paper
-        assert info.media == "image"
+        assert set(info.media) <= {"image", "video"}
         assert all(parameter.doc.endswith(".") for parameter in info.parameters), info
+
+
+def test_methods_for_pictures_work_on_clips_and_methods_for_clips_on_clips_only() -> None:
+    taken = {info.name: info.media for info in list_methods()}
+    for name in ("stic", "self_consistency", "apasi"):
+        assert taken[name] == ("image", "video")
+    for name in ("rrpo", "temple", "videosavi"):
+        assert taken[name] == ("video",)
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind", "message"),
+    [
+        (STIC, "image", ""),
+        (STIC, "video", ""),
+        (RRPO, "video", ""),
+        (RRPO, "image", "a.mp4 is a picture; method rrpo takes videos only"),
+    ],
+)
+def test_other_media_are_refused_in_one_line(cls: type, kind: Any, message: str) -> None:
+    refs = [MediaRef("a.mp4", kind)]
+    if not message:
+        refuse_media(cls(), refs)
+        refuse_media(cls(), [])
+    else:
+        with pytest.raises(SampleError, match=message):
+            refuse_media(cls(), refs)
+
+
+def test_a_users_method_for_pictures_refuses_clips() -> None:
+    @method("own", media=("image", "text"))
+    class Own:
+        def pairs(self) -> None: ...
+
+    with pytest.raises(SampleError, match="b is a clip; method own takes images and text only"):
+        refuse_media(Own(), [MediaRef("a"), MediaRef("b", "video")])
+
+
+@pytest.mark.parametrize("media", ["pictures", (), ("image", "sound")])
+def test_media_that_do_not_exist_are_refused(media: Any) -> None:
+    with pytest.raises(TypeError, match="it must be one or more of"):
+
+        @method("odd", media=media)
+        class Odd:
+            def pairs(self) -> None: ...
 
 
 def test_what_a_method_tells_of_itself() -> None:
@@ -84,7 +141,7 @@ def test_a_users_own_file(tmp_path: Path) -> None:
     cls = find_method(f"{path}:Mine")
     assert find_method(f"{path}:Mine") is cls
     info = describe(cls)
-    assert (info.name, info.media, info.summary) == ("mine", "text", "A method of my own, over two lines.")
+    assert (info.name, info.media, info.summary) == ("mine", ("text",), "A method of my own, over two lines.")
     assert [(p.name, p.type, p.default, p.doc) for p in info.parameters] == [
         ("rate", "float", 0.5, "How much of it."),
         ("words", "tuple[str, ...]", ("a",), ""),
@@ -152,6 +209,10 @@ def test_parameters_are_frozen_and_by_keyword() -> None:
         (STIC, {"p_bad_prompt": 1.5}, "p_bad_prompt: 1.5"),
         (STIC, {"corruptions": ("blurr",)}, "corruptions: 'blurr' is unknown; there are"),
         (STIC, {"plain_prompts": ()}, "plain_prompts: must not be empty"),
+        (RRPO, {"corruptions": ("blurr",)}, "corruptions: 'blurr' is unknown; there are"),
+        (RRPO, {"corruptions": ()}, "corruptions: must not be empty"),
+        (RRPO, {"prompts": ()}, "prompts: must not be empty"),
+        (RRPO, {"max_same": 1.0}, "max_same: 1.0"),
         (SelfConsistency, {"samples": 1}, "samples: 1 "),
         (SelfConsistency, {"min_gap": 0.0}, "min_gap: 0.0 "),
         (APASI, {"injection_rate": 0.0}, "injection_rate: 0.0 "),

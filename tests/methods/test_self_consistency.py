@@ -216,6 +216,42 @@ async def test_attributes_are_checked_on_request(run: Any, sample: Sample) -> No
     assert (pair.chosen.text, pair.rejected.text) == ("A red dog.", "A blue dog.")
 
 
+TOLD = "First the fish moves up. Then a red boat appears at the top. Finally the sun disappears."
+MISTOLD = "First the fish moves down. Then a red boat appears at the top. Finally the fish moves up."
+
+
+def watches(*answers: str) -> ScriptedLM:
+    """Long answers in turn about a clip; agrees with the sentences of `TOLD` only."""
+    left = iter(answers)
+
+    def answer(chat: Chat, sampling: Sampling, seed: int) -> str:
+        return "A fish, a boat and a sun." if chat.prompt == "What things are in the video?" else next(left)
+
+    def choose(chat: Chat, options: object) -> tuple[float, float]:
+        statement = chat.prompt.removeprefix("Is this true for the video? ").removesuffix(" Answer yes or no.")
+        seen = statement in TOLD or any(f" {thing} " in chat.prompt for thing in ("fish in", "boat in", "sun in"))
+        return (0.95, 0.05) if seen else (0.05, 0.95)
+
+    return ScriptedLM(answer, choose=choose)
+
+
+async def test_sentences_about_events_are_checked_on_clips(run: Any, filmed: Sample) -> None:
+    lm = watches(MISTOLD, TOLD)
+    method = SelfConsistency(samples=2, extractor="sentences", vocabulary="drawn")
+    [pair] = await run(method, filmed, lm)
+    assert (pair.chosen.text, pair.rejected.text, pair.gap) == (TOLD, MISTOLD, 3.0)  # two sentences, and the sun
+    assert [MISTOLD[s:e] for s, e in pair.rejected_spans] == [
+        "First the fish moves down.",
+        "Finally the fish moves up.",
+    ]
+    assert "denied by the model: 'First the fish moves down.'" in pair.judgements[1].reason
+    asked = [chat.prompt for verb, chat in lm.asked if verb == "choose"]
+    assert "Is this true for the video? First the fish moves up. Answer yes or no." in asked
+    assert all("picture" not in chat.prompt for _, chat in lm.asked)
+    assert all(chat.media == filmed.media for _, chat in lm.asked)
+    assert pair.context.prompt.replace("video", "picture") in DETAIL
+
+
 def rows(*lengths: tuple[int, int]) -> list[PairRow]:
     return [
         PairRow(id=str(i), sample_id=str(i), method="m", context=[], chosen="w " * c, rejected="w " * r)

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from mmalign.corrupt import apply
-from mmalign.errors import MediaError, NoPair
+from mmalign.errors import MediaError, NoPair, RecipeError
 from mmalign.lm.scripted import ScriptedLM
 from mmalign.methods.stic import STIC
 from mmalign.text.prompts import IMAGINE, PLAIN, STEP_BY_STEP
-from mmalign.types import Chat, Corruption, MediaRef, Pair, Picture, Sample
+from mmalign.types import Chat, Clip, Corruption, MediaRef, Pair, Picture, Sample
 
 
 def pixels(chat: Chat) -> bytes:
@@ -148,3 +148,29 @@ async def test_own_prompts_take_the_place_of_the_pools(run: Any, sample: Sample,
     [pair] = await run(method, sample, lm)
     assert [chat.prompt for _, chat in lm.asked] == ["G", "B"]
     assert pair.context.prompt == "P"
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_clips_are_damaged_as_a_whole_and_asked_about_as_videos(run: Any, filmed: Sample, seed: int) -> None:
+    lm = ScriptedLM(lambda chat, *_: f"{bool(chat.media[0].ref.corruptions)}: {chat.prompt}")
+    [pair] = await run(STIC(), filmed, lm, seed=seed)
+    [clean], [shown] = filmed.media, lm.asked[1][1].media
+    assert isinstance(clean, Clip)
+    assert isinstance(shown, Clip)
+    assert pair.context.media == filmed.media
+    for text in (pair.context.prompt, pair.provenance["chosen_prompt"], pair.provenance["rejected_prompt"]):
+        assert "picture" not in text
+    damaged = [before.tobytes() != after.tobytes() for before, after in zip(clean.images, shown.images, strict=True)]
+    assert set(damaged) == {pair.source != "bad_prompt"}  # every frame, or none
+    if pair.source != "bad_prompt":
+        [row] = pair.provenance["rejected_media"][0]["corruptions"]
+        again = apply(clean, Corruption.from_row(row))
+        assert [image.tobytes() for image in again.images] == [image.tobytes() for image in shown.images]
+
+
+async def test_damage_to_the_order_of_time_is_for_clips_only(run: Any, sample: Sample, filmed: Sample) -> None:
+    lm = ScriptedLM(lambda chat, *_: chat.prompt)
+    method = STIC(p_bad_prompt=0.0, corruptions=("reverse",))
+    assert [pair.source for pair in await run(method, filmed, lm)] == ["reverse"]
+    with pytest.raises(RecipeError, match="reverse: is one of videos"):
+        await run(method, sample, lm)

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
+from mmalign.errors import MMAlignError
 from mmalign.pairs import PairRow
-from mmalign.report.pictures import Gallery, damages, in_words
+from mmalign.report.damage import all_in_words, damages
+from mmalign.report.pictures import Gallery, said_missing
+from mmalign.report.strips import Strip, strip, strip_of
 from mmalign.text.diff import changed_spans
 from mmalign.tiny.world import KINDS
-from mmalign.types import MediaRef, Row
+from mmalign.types import Clip, MediaRef, Picture, Row
 
 Span = tuple[int, int]
 
@@ -57,6 +60,10 @@ class Damage:
     words: str
 
 
+#: What a pair may be about, and what that is called on the page.
+MEDIA: Final = {"image": "pictures", "video": "clips", "text": "text only"}
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """A judgement as shown: score and raw values are text."""
@@ -69,12 +76,15 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One pair on the page. `numbers` are what can be filtered and sorted by."""
+    """One pair on the page; it can be filtered and sorted by source, `medium` (a key of `MEDIA`) and `numbers`."""
 
     id: str
     source: str
+    medium: str
     pictures: tuple[str, ...]
     damages: tuple[Damage, ...]
+    strips: tuple[Strip, ...]
+    damaged_strips: tuple[Strip, ...]
     prompt: str
     rejected_prompt: str
     turns: tuple[tuple[str, str], ...]
@@ -86,15 +96,18 @@ class Card:
 
 
 def card(row: PairRow, gallery: Gallery) -> Card:
-    """The card of a pair; its pictures are asked of the gallery."""
+    """The card of a pair; its pictures and clips are asked of the gallery."""
     chosen, rejected = shortened(row.chosen), shortened(row.rejected)
     in_chosen, in_rejected = changed_spans(chosen, rejected)
     rejected_prompt = "" if row.rejected_context is None else _prompt(row.rejected_context)
     return Card(
         id=row.id,
         source=row.source,
-        pictures=tuple(gallery.add(ref) for ref in row.media),
-        damages=tuple(_damages(row, gallery)),
+        medium=_medium(row),
+        pictures=tuple(gallery.add(ref) for ref in row.media if ref.kind == "image"),
+        damages=tuple(Damage(gallery.add(ref), all_in_words(ref)) for ref in _damaged(row) if ref.kind == "image"),
+        strips=tuple(strip(ref, gallery) for ref in row.media if ref.kind == "video"),
+        damaged_strips=tuple(strip(ref, gallery) for ref in _once(_damaged(row)) if ref.kind == "video"),
         prompt=shortened(row.prompt),
         rejected_prompt="" if rejected_prompt == row.prompt else shortened(rejected_prompt),
         turns=tuple(_turns(row.context)) if len(row.context) > 1 else (),
@@ -127,16 +140,27 @@ def _judge(judgement: Row) -> str:
     return f"{name}, {raw['side']}" if isinstance(raw, Mapping) and "side" in raw else name
 
 
-def _damages(row: PairRow, gallery: Gallery) -> Iterable[Damage]:
+def _medium(row: PairRow) -> str:
+    kinds = {ref.kind for ref in row.media}
+    return "video" if "video" in kinds else "image" if kinds else "text"
+
+
+def _damaged(row: PairRow) -> Iterable[MediaRef]:
+    """The media that only the rejected side (or a judge) saw."""
+    whole = [ref.to_row() for ref in row.media]
     for turn in row.rejected_context or ():
         for part in turn["content"]:
-            if part["type"] != "text" and part.get("corruptions"):
-                ref = MediaRef.from_row(part)
-                yield Damage(gallery.add(ref), ", then ".join(map(in_words, ref.corruptions)))
+            if part["type"] != "text" and (part.get("corruptions") or (part["type"] == "video" and part not in whole)):
+                yield MediaRef.from_row(part)
     if row.media:
         plain = replace(row.media[0], corruptions=())
         for chain in damages(row.provenance):
-            yield Damage(gallery.add(replace(plain, corruptions=chain)), ", then ".join(map(in_words, chain)))
+            yield replace(plain, corruptions=chain)
+
+
+def _once(refs: Iterable[MediaRef]) -> list[MediaRef]:
+    """Each reference once: a context and the provenance may record the same damage."""
+    return list({repr(ref.to_row()): ref for ref in refs}.values())
 
 
 def _prompt(context: list[Row]) -> str:
@@ -184,9 +208,10 @@ def _plain(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One picture with the model's answers before and after; marked pieces name what is not in the picture."""
+    """A picture, or a clip as a strip, with the model's answers before and after; marked pieces are wrong about it."""
 
     picture: str
+    strip: Strip | None
     prompt: str
     before: list[Piece]
     after: list[Piece]
@@ -194,12 +219,12 @@ class Example:
 
 
 def examples(entries: Sequence[Mapping[str, Any]], gallery: Gallery) -> list[Example]:
-    """The examples of `evaluation.json`.
+    """The examples of `evaluation.json`: of a picture (`image`: path) or a clip (`frames`: paths, `times`: seconds).
 
     Wrong mentions are marked where the file says so (`wrong_before`, `wrong_after`: half-open character ranges), else
     wherever an answer names a known object (of the drawn world or of any example's truth) that is not in the truth.
     """
-    truths = [_names(entry.get("truth")) for entry in entries]
+    truths = [_names(entry) for entry in entries]
     known = {*KINDS, *(name for names in truths for name in names)}
     found = _finder(known)
     shown = []
@@ -210,13 +235,29 @@ def examples(entries: Sequence[Mapping[str, Any]], gallery: Gallery) -> list[Exa
             spans = entry.get(f"wrong_{name}")
             return pieces(text, spans if isinstance(spans, list) else found(text, truth))
 
-        picture = gallery.add(MediaRef(str(entry.get("image", ""))))
-        shown.append(Example(picture, str(entry.get("prompt", "")), side("before"), side("after"), truth))
+        film = _film(entry, gallery) if "frames" in entry else None
+        picture = "" if film else gallery.add(MediaRef(str(entry.get("image", ""))))
+        shown.append(Example(picture, film, str(entry.get("prompt", "")), side("before"), side("after"), truth))
     return shown
 
 
-def _names(value: object) -> tuple[str, ...]:
-    return tuple(sorted({str(name) for name in value})) if isinstance(value, list) else ()
+def _film(entry: Mapping[str, Any], gallery: Gallery) -> Strip:
+    """The strip of an example whose frames lie in the run directory, each as a picture."""
+    try:
+        opened = [gallery.open(MediaRef(str(path))) for path in entry["frames"]]
+        images = tuple(picture.image for picture in opened if isinstance(picture, Picture))
+        return strip_of(Clip(images, tuple(map(float, entry["times"])), MediaRef("example", "video")), gallery)
+    except MMAlignError as error:
+        return Strip(said_missing("Frame", error))
+    except (KeyError, TypeError, ValueError) as error:
+        return Strip(f"Clip cannot be shown: {error}")
+
+
+def _names(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is in a picture, sorted; what happens in a clip, in order."""
+    value = entry.get("truth")
+    names = dict.fromkeys(map(str, value)) if isinstance(value, list) else {}
+    return tuple(names if "frames" in entry else sorted(names))
 
 
 def _finder(known: set[str]) -> Callable[[str, Sequence[str]], list[Span]]:

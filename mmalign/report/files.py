@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,6 +15,8 @@ import yaml
 
 from mmalign.errors import RecipeError, StoreError
 from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
+from mmalign.media.video import ClipLimits
 from mmalign.pairs import SCHEMA, PairRow
 from mmalign.report.stats import Evaluation
 from mmalign.samples import data_folder
@@ -49,17 +53,31 @@ def read_evaluation(run: Path) -> Part[Evaluation]:
         return Part(None, f"evaluation.json cannot be read ({error}); `mmalign evaluate RECIPE` makes it anew.")
 
 
-def read_metrics(run: Path) -> Part[list[dict[str, float]]]:
+Steps = list[dict[str, float]]
+
+
+def read_metrics(run: Path) -> Part[Steps]:
     """The numbers of each optimizer step. A last line that is still being written is left out."""
     path = run / "train" / "metrics.jsonl"
     if not path.is_file():
         return Part(None, "The model has not been trained yet: `mmalign train RECIPE` trains it.")
-    rows, bad = _json_lines(path)
-    steps = [{k: float(v) for k, v in row.items() if isinstance(v, int | float)} for row in rows]
-    steps = [row for row in steps if "step" in row]
+    steps, bad = _steps(path)
     if not steps:
         return Part(None, "Training has not finished a step yet: `mmalign train RECIPE` goes on with it.")
     return Part(steps, f"{bad} unreadable lines of train/metrics.jsonl were left out." if bad else "")
+
+
+def read_control_metrics(run: Path) -> dict[str, Steps]:
+    """The same of each control that was trained, by its name in words; those without a step are left out."""
+    found = {path.parent.name.replace("_", " "): _steps(path)[0] for path in run.glob("controls/*/metrics.jsonl")}
+    return {name: steps for name, steps in sorted(found.items()) if steps}
+
+
+def _steps(path: Path) -> tuple[Steps, int]:
+    """The steps of a metrics file and the number of its unreadable lines."""
+    rows, bad = _json_lines(path)
+    steps = [{k: float(v) for k, v in row.items() if isinstance(v, int | float)} for row in rows]
+    return [row for row in steps if "step" in row], bad
 
 
 def read_quarantine(run: Path) -> Part[list[Quarantined]]:
@@ -111,21 +129,28 @@ class Facts:
         return str(value.get("name", "")) if isinstance(value, dict) else ""
 
     def data_root(self, run: Path) -> Path:
-        """The folder that the pairs' media paths start from: the recipe's, or the run's own where scenes were drawn."""
+        """The folder that the pairs' media paths start from: the recipe's, or the run's own where they were drawn."""
         data = self.recipe.get("data")
         named = data if isinstance(data, dict) else {}
-        source = named.get("images") or named.get("samples")
-        return data_folder(Path(str(source))) if source else run / "scenes"
+        source = named.get("images") or named.get("videos") or named.get("samples")
+        if source:
+            return data_folder(Path(str(source)))
+        return run / ("clips" if named.get("clips") else "scenes")
 
-    def limits(self) -> PictureLimits:
-        """The limits that the run opened its pictures with; the defaults where the recipe does not say."""
+    def limits(self) -> MediaLimits:
+        """The limits that the run opened its media with; the defaults where the recipe does not say."""
         data = self.recipe.get("data")
         named = data if isinstance(data, dict) else {}
-        sizes = {key: named[key] for key in ("max_pixels", "max_side") if isinstance(named.get(key), int)}
+        picture = {key: named[key] for key in ("max_pixels", "max_side") if isinstance(named.get(key), int)}
+        clip = {
+            key: named[name]
+            for key, name in (("max_pixels", "max_pixels"), ("max_side", "max_frame_side"), ("decoder", "decoder"))
+            if name in named
+        }
         try:
-            return PictureLimits(**sizes)
-        except RecipeError:
-            return PictureLimits()
+            return MediaLimits(picture=PictureLimits(**picture), clip=ClipLimits(**clip))
+        except (RecipeError, TypeError):
+            return MediaLimits()
 
 
 def read_facts(run: Path) -> Facts:
@@ -176,13 +201,30 @@ class PairFiles:
         return rows
 
 
-def read_pair_files(run: Path) -> Part[PairFiles]:
-    """The pairs of every round that has been finished."""
+@dataclass(frozen=True, slots=True)
+class PairsSoFar:
+    """The pairs of a round that is not finished, with all their columns."""
+
+    light: pa.Table
+
+    def take(self, indices: list[int]) -> list[PairRow]:
+        """The rows of these numbers."""
+        return [PairRow.from_row(row) for row in self.light.take(indices).to_pylist()]
+
+
+Pairs = PairFiles | PairsSoFar
+
+
+def read_pairs_of(run: Path) -> Part[Pairs]:
+    """The pairs of every round that has been finished; before the first one is, those that its journal holds."""
     paths = sorted(run.glob("round-*/pairs.parquet"), key=lambda path: (len(path.parent.name), path.parent.name))
     if not paths:
-        begun = any(run.glob("round-*/journal.sqlite"))
-        state = "Pairs are being made, or making them was interrupted" if begun else "No pairs have been made yet"
-        return Part(None, f"{state}: `mmalign generate RECIPE` {'goes on where it was' if begun else 'makes them'}.")
+        journal = run / "round-0" / "journal.sqlite"
+        if not journal.is_file():
+            return Part(None, "No pairs have been made yet: `mmalign generate RECIPE` makes them.")
+        begun = "Pairs are being made, or making them was interrupted: `mmalign generate RECIPE` goes on where it was."
+        table = _journalled(journal)
+        return Part(PairsSoFar(table) if table.num_rows else None, begun)
     try:
         tables = []
         for path in paths:
@@ -196,3 +238,15 @@ def read_pair_files(run: Path) -> Part[PairFiles]:
             None, f"{path.parent.name}/{path.name} cannot be read ({reason}); `mmalign generate RECIPE` makes it."
         )
     return Part(PairFiles(tuple(paths), pa.concat_tables(tables)))
+
+
+def _journalled(path: Path) -> pa.Table:
+    """The pairs in a journal; none while the run that writes it holds it."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=1)) as journal:
+            made = journal.execute(
+                "SELECT value FROM outcome JOIN made USING (seq) WHERE phase = 'pairs' ORDER BY sample_id"
+            )
+            return pa.Table.from_pylist([row for (value,) in made for row in json.loads(value)], schema=SCHEMA)
+    except (sqlite3.Error, ValueError, TypeError):
+        return SCHEMA.empty_table()

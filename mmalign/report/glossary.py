@@ -44,6 +44,23 @@ METRICS: Final[dict[str, Metric]] = {
     "words": Metric("Words per answer", "length of the answers", digits=1),
     "colour": Metric("Colour accuracy", "share of right colours among the things that are there", "high", True),
     "place": Metric("Place accuracy", "share of right places among the things that are there", "high", True),
+    "event_chair_s": Metric(
+        "Answers with a false event (event CHAIR_s)",
+        "share of answers that tell of at least one event that does not happen in the clip",
+        "low",
+        True,
+    ),
+    "event_chair_i": Metric(
+        "False events (event CHAIR_i)", "share of the told events that do not happen in the clip", "low", True
+    ),
+    "event_recall": Metric("Event recall", "share of the clip's events that the answer tells", "high", True),
+    "events": Metric("Events per answer", "how many events an answer tells on average, repeats included", digits=2),
+    "order": Metric(
+        "Order accuracy",
+        "share of pairs of true events that are told in the order in which they happen",
+        "high",
+        True,
+    ),
     "accuracy": Metric("Accuracy", "share of right answers", "high", True),
 }
 

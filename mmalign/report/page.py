@@ -16,20 +16,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mmalign.errors import StoreError
-from mmalign.report.cards import card, examples
+from mmalign.report.cards import MEDIA, card, examples
 from mmalign.report.files import (
     Facts,
-    PairFiles,
+    Pairs,
     Part,
+    read_control_metrics,
     read_evaluation,
     read_facts,
     read_metrics,
-    read_pair_files,
+    read_pairs_of,
     read_quarantine,
 )
 from mmalign.report.glossary import metric
 from mmalign.report.pictures import Gallery
-from mmalign.report.plots import training_curves
+from mmalign.report.plots import CONTROL_CURVES, training_curves
 from mmalign.report.stats import Evaluation, joined, pair_numbers, pick_evenly, table
 from mmalign.report.words import account
 
@@ -68,7 +69,7 @@ def write_report(
 
 
 def _render(run: Path, data_root: Path | None, max_pairs: int, other_seeds: Sequence[Path]) -> str:
-    facts, pairs, evaluation = read_facts(run), read_pair_files(run), read_evaluation(run)
+    facts, pairs, evaluation = read_facts(run), read_pairs_of(run), read_evaluation(run)
     measured = _all_seeds(evaluation.value, run, other_seeds) if evaluation.value else None
     lines = table(measured) if measured else []
     gallery = Gallery(data_root or facts.data_root(run), facts.limits())
@@ -92,6 +93,7 @@ def _render(run: Path, data_root: Path | None, max_pairs: int, other_seeds: Sequ
             has_spread=any(value.num > 1 for line in lines for value in line.values.values() if value),
             columns=[(name, metric(name)) for name in measured.columns] if measured else [],
             examples=shown,
+            unit=measured.unit if measured else "",
             pairs=pairs,
             browser=browser,
             example_pictures=run_gallery.thumbnails(),
@@ -117,15 +119,23 @@ def _all_seeds(measured: Evaluation, run: Path, others: Sequence[Path]) -> Evalu
     return measured
 
 
-def _browser(pairs: Part[PairFiles], gallery: Gallery, max_pairs: int) -> dict[str, Any]:
+def _browser(pairs: Part[Pairs], gallery: Gallery, max_pairs: int) -> dict[str, Any]:
     if pairs.value is None:
-        return {"numbers": None, "cards": [], "sources": []}
+        return {"numbers": None, "cards": [], "sources": [], "media": []}
     light = pairs.value.light
     picked = pick_evenly(light["source"].to_pylist(), light["gap"].to_pylist(), max_pairs)
     cards = [card(row, gallery) for row in pairs.value.take(picked)]
     sources = sorted(Counter(entry.source for entry in cards).items(), key=lambda entry: (-entry[1], entry[0]))
+    about = Counter(entry.medium for entry in cards)
+    media = [(medium, name, about[medium]) for medium, name in MEDIA.items() if about[medium]]
     has_pointed = any(piece.pointed for entry in cards for piece in (*entry.chosen, *entry.rejected))
-    return {"numbers": pair_numbers(light), "cards": cards, "sources": sources, "has_pointed": has_pointed}
+    return {
+        "numbers": pair_numbers(light),
+        "cards": cards,
+        "sources": sources,
+        "media": media,
+        "has_pointed": has_pointed,
+    }
 
 
 def _about(facts: Facts, browser: dict[str, Any]) -> list[tuple[str, str]]:
@@ -161,7 +171,11 @@ def _kind_of_reason(reason: str, *names: str) -> str:
 
 def _training(run: Path) -> dict[str, Any]:
     part = read_metrics(run)
-    return {"missing": part.missing, "plots": training_curves(part.value) if part.value else []}
+    return {
+        "missing": part.missing,
+        "plots": training_curves(part.value) if part.value else [],
+        "controls": {name: training_curves(steps, CONTROL_CURVES) for name, steps in read_control_metrics(run).items()},
+    }
 
 
 def _environment() -> Environment:

@@ -1,23 +1,28 @@
-"""Small copies of pictures as data URLs. Nothing of the original file but its pixels gets into the page."""
+"""Small copies of pictures and frames as data URLs. Nothing of the original file but its pixels gets into the page."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from PIL import Image
 
-from mmalign.corrupt import reopen
-from mmalign.errors import MMAlignError
-from mmalign.media.image import PictureLimits, safe_path
-from mmalign.types import Corruption, MediaRef
+from mmalign.corrupt import apply, reopen
+from mmalign.errors import MediaError, MMAlignError
+from mmalign.media.files import safe_path
+from mmalign.media.read import MediaLimits
+from mmalign.types import Media, MediaRef, Picture
 
 #: Longest side of a thumbnail in pixels; the later, smaller ones are taken when all of them would be too many bytes.
 SIDES: Final = (320, 224, 160, 96)
+#: The same for the frames of clips, of which a page has many.
+FRAME_SIDES: Final = (176, 128, 96, 64)
 #: A picture up to this side stays as it is (PNG) and is shown enlarged with hard pixel edges.
 TINY_SIDE: Final = 128
 #: Data URLs of one page take at most this many bytes.
@@ -35,44 +40,92 @@ class Thumbnail:
     is_tiny: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A picture or a frame that waits to be encoded, or None where `label` says why there is none."""
+
+    image: Image.Image | None
+    label: str
+    is_frame: bool = False
+
+
 class Gallery:
-    """The pictures of one page: ask for all of them with `add`, then take `thumbnails`.
+    """The pictures of one page: ask for all of them with `add` and `add_frame`, then take `thumbnails`.
 
     Args:
         root: The folder that paths are relative to; it is never left.
         limits: Those of the run: corruptions depend on the size that a picture was scaled to.
     """
 
-    def __init__(self, root: Path, limits: PictureLimits) -> None:
+    def __init__(self, root: Path, limits: MediaLimits) -> None:
         self._root = root
         self._limits = limits
-        self._images: dict[str, tuple[Image.Image | None, str]] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._uses: Counter[str] = Counter()
+        self._latest: tuple[str, Media] | None = None
 
     def add(self, ref: MediaRef) -> str:
         """Load a picture, with the corruptions of its reference done again; returns the key of its thumbnail."""
-        key = repr((ref.path, ref.sha256, [corruption.to_row() for corruption in ref.corruptions]))
-        if key not in self._images:
-            self._images[key] = self._load(ref)
+        key = _key(ref)
+        if key not in self._kept:
+            self._kept[key] = self._load(ref)
+        self._uses[key] += 1
         return key
 
-    def _load(self, ref: MediaRef) -> tuple[Image.Image | None, str]:
-        if ref.kind != "image":
-            return None, f"A {ref.kind}, not shown here: {ref.path}"
+    def add_frame(self, image: Image.Image, label: str) -> str:
+        """Keep a frame of a clip; returns the key of its thumbnail, the same one for equal frames."""
+        small = _shrunk(image, FRAME_SIDES[0])
+        key = hashlib.sha256(repr(small.size).encode() + small.tobytes()).hexdigest()
+        self._kept.setdefault(key, _Kept(small, label, is_frame=True))
+        self._uses[key] += 1
+        return key
+
+    def open(self, ref: MediaRef) -> Media:
+        """A picture or clip, with its corruptions. Raises MMAlignError."""
+        if not safe_path(self._root, ref.path).is_file():
+            raise MediaError(f"not found: {ref.path}")
+        plain = replace(ref, corruptions=())
+        # A damaged clip is asked for right after its source, and decoding takes most of the time.
+        if self._latest is None or self._latest[0] != _key(plain):
+            self._latest = (_key(plain), reopen(plain, self._root, self._limits))
+        media = self._latest[1]
+        for corruption in ref.corruptions:
+            media = apply(media, corruption, self.open)
+        return media
+
+    def _load(self, ref: MediaRef) -> _Kept:
         try:
-            if not safe_path(self._root, ref.path).is_file():
-                return None, f"Picture not found: {ref.path}"
-            return _shrunk(reopen(ref, self._root, self._limits).image, SIDES[0]), ref.path
+            picture = self.open(ref)
+            if not isinstance(picture, Picture):
+                return _Kept(None, f"A {ref.kind}, not shown here: {ref.path}")
+            return _Kept(_shrunk(picture.image, SIDES[0]), ref.path)
         except MMAlignError as error:
-            return None, f"Picture cannot be shown: {error}"
+            return _Kept(None, said_missing("Picture", error))
 
     def thumbnails(self, budget: int = BUDGET) -> Mapping[str, Thumbnail]:
-        """All thumbnails by key, as large as their number allows within `budget` bytes."""
+        """All thumbnails by key, as large as their number allows within `budget` bytes; each counts once per use."""
         made: dict[str, Thumbnail] = {}
-        for side in SIDES:
-            made = {key: _encode(image, label, side) for key, (image, label) in self._images.items()}
-            if sum(len(thumbnail.url) for thumbnail in made.values()) <= budget:
+        for level in range(len(SIDES)):
+            made = {}
+            left = budget
+            for key, kept in self._kept.items():
+                made[key] = _encode(kept, level)
+                left -= len(made[key].url) * self._uses[key]
+                if left < 0 and level + 1 < len(SIDES):
+                    break
+            else:
                 break
         return made
+
+
+def said_missing(what: str, error: MMAlignError) -> str:
+    """The line of a placeholder: 'Picture not found: a.png', 'Clip cannot be shown: a.mp4: ...'."""
+    reason = str(error)
+    return f"{what} {reason}" if reason.startswith("not found: ") else f"{what} cannot be shown: {reason}"
+
+
+def _key(ref: MediaRef) -> str:
+    return repr(ref.to_row())
 
 
 def _shrunk(image: Image.Image, side: int) -> Image.Image:
@@ -81,46 +134,19 @@ def _shrunk(image: Image.Image, side: int) -> Image.Image:
     return small
 
 
-def _encode(image: Image.Image | None, label: str, side: int) -> Thumbnail:
-    if image is None:
-        return Thumbnail(label)
-    is_tiny = max(image.size) <= TINY_SIDE
-    small = image if is_tiny else _shrunk(image, side)
+def _encode(kept: _Kept, level: int) -> Thumbnail:
+    """The thumbnail at a level of `SIDES`; tiny pictures keep their pixels at every level, tiny frames at the first."""
+    if kept.image is None:
+        return Thumbnail(kept.label)
+    side = (FRAME_SIDES if kept.is_frame else SIDES)[level]
+    is_tiny = max(kept.image.size) <= TINY_SIDE
+    is_whole = is_tiny and not (kept.is_frame and level)
+    small = kept.image if is_whole else _shrunk(kept.image, side)
     data = io.BytesIO()
-    if is_tiny:
+    if is_whole:
         small.save(data, "PNG", optimize=True)
     else:
         small.save(data, "WEBP", quality=78, method=4)
-    url = f"data:image/{'png' if is_tiny else 'webp'};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    url = f"data:image/{'png' if is_whole else 'webp'};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
     scale = max(1, 256 // max(small.size)) if is_tiny else 1
-    return Thumbnail(label, url, small.width * scale, small.height * scale, is_tiny)
-
-
-def damages(value: object) -> list[tuple[Corruption, ...]]:
-    """The corruptions recorded anywhere in a provenance value; those that stand in one list were done in a row."""
-    if isinstance(value, Mapping):
-        if (found := _corruption(value)) is not None:
-            return [(found,)]
-        return [chain for part in value.values() for chain in damages(part)]
-    if isinstance(value, list | tuple):
-        chain = tuple(found for part in value if (found := _corruption(part)) is not None)
-        if chain:
-            return [chain]
-        return [chain for part in value for chain in damages(part)]
-    return []
-
-
-def _corruption(value: object) -> Corruption | None:
-    if isinstance(value, Mapping) and set(value) == {"name", "params"} and isinstance(value["params"], Mapping):
-        return Corruption(str(value["name"]), value["params"])
-    return None
-
-
-def in_words(corruption: Corruption) -> str:
-    """'gaussian noise (seed 5, sigma 0.3)'."""
-    params = ", ".join(f"{key} {_short(value)}" for key, value in corruption.params.items())
-    return corruption.name.replace("_", " ") + (f" ({params})" if params else "")
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return Thumbnail(kept.label, url, small.width * scale, small.height * scale, is_tiny)

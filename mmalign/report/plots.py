@@ -50,6 +50,9 @@ CURVES: Final = (
     Curve("Gradient norm", (("grad_norm", "gradient norm"),)),
 )
 
+#: Of control trainings: what tells whether their pairs could be learned at all.
+CONTROL_CURVES: Final = CURVES[:3]
+
 #: More steps than this are averaged into as many bins.
 MOST_POINTS: Final = 400
 
@@ -67,10 +70,10 @@ LIGHT: Final = Theme("#1d2433", "#d9dee8", ("#1d5fd1", "#b4480f"))
 DARK: Final = Theme("#dfe5f1", "#364158", ("#7fb0ff", "#f2a36b"))
 
 
-def training_curves(steps: Steps) -> list[Plot]:
-    """One plot per quantity that `metrics.jsonl` holds; quantities that are absent or never finite are left out."""
+def training_curves(steps: Steps, curves: Sequence[Curve] = CURVES) -> list[Plot]:
+    """One plot per quantity of `curves` that `metrics.jsonl` holds; what is absent or never finite is left out."""
     plots = []
-    for curve in CURVES:
+    for curve in curves:
         lines = [(label, points) for key, label in curve.metrics if (points := _points(steps, key))]
         if lines:
             light, dark = (_draw(lines, curve, theme) for theme in (LIGHT, DARK))

@@ -47,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All of `evaluation.json`; `examples` stay as the file has them."""
+    """All of `evaluation.json`; `examples` stay as the file has them. `what` was measured on: "drawn clips"."""
 
     task: str
     num_scenes: int
@@ -55,6 +55,12 @@ class Evaluation:
     rows: tuple[Measured, ...]
     notes: tuple[str, ...] = ()
     examples: tuple[Mapping[str, Any], ...] = ()
+    what: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What was measured on, in one word."""
+        return "clips" if "clip" in self.what else "pictures"
 
     @classmethod
     def of(cls, content: Any) -> Evaluation:
@@ -83,6 +89,7 @@ class Evaluation:
             tuple(rows),
             tuple(map(str, _list(content, "notes"))),
             tuple(entry for entry in _list(content, "examples") if isinstance(entry, dict)),
+            str(content.get("what", "")),
         )
 
 
@@ -110,8 +117,13 @@ def joined(evaluations: Sequence[Evaluation]) -> Evaluation:
     """
     first = evaluations[0]
     for other in evaluations[1:]:
-        if (other.task, other.num_scenes, other.columns) != (first.task, first.num_scenes, first.columns):
-            raise ValueError("the runs were measured with different prompts, numbers of pictures or columns")
+        if (other.task, other.num_scenes, other.unit, other.columns) != (
+            first.task,
+            first.num_scenes,
+            first.unit,
+            first.columns,
+        ):
+            raise ValueError("the runs were measured with different prompts, pictures or clips, or columns")
     return replace(first, rows=tuple(row for evaluation in evaluations for row in evaluation.rows))
 
 

@@ -28,6 +28,56 @@ class Account:
     not_shown: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What answers are wrong about: the columns that say so, and the words for it.
+
+    `false`, `recall`, `told` and `order` are columns: answers with a false mention, the share of what is there that is
+    told, how much an answer tells, and the share told in the right order ("" where there is none).
+    """
+
+    false: str
+    recall: str
+    told: str
+    order: str
+    slips: str
+    tells: str
+    mistake: str
+    said: str
+    things: str
+    unit: str
+    elsewhere: str
+
+
+SUBJECTS: Final = (
+    Subject(
+        false="chair_s",
+        recall="recall",
+        told="mentions",
+        order="",
+        slips="named something that is not in the picture",
+        tells="named {} of the things that are there",
+        mistake="a false object",
+        said="name",
+        things="things",
+        unit="pictures",
+        elsewhere="counts, relations, reading",
+    ),
+    Subject(
+        false="event_chair_s",
+        recall="event_recall",
+        told="events",
+        order="order",
+        slips="told of an event that does not happen in the clip",
+        tells="told {} of the events that happen",
+        mistake="a false event",
+        said="tell",
+        things="events",
+        unit="clips",
+        elsewhere="objects, counts, how long something takes",
+    ),
+)
+
 HEADLINES: Final[dict[Verdict, str]] = {
     "better": "It got better",
     "trade": "Better, at a price",
@@ -49,42 +99,47 @@ def account(evaluation: Evaluation | None, num_pairs: int) -> Account:
     if before is None or after is None:
         lacking = "before training" if before is None else "after training"
         return Account(summary=f"The model has not been measured {lacking}, so nothing can be compared.")
-    if before.values.get("chair_s") and after.values.get("chair_s"):
-        return _of_chair(evaluation, lines, before, after)
+    for subject in SUBJECTS:
+        if before.values.get(subject.false) and after.values.get(subject.false):
+            return _of_chair(subject, evaluation, lines, before, after)
     return _of_any(evaluation, before, after)
 
 
-def _of_chair(evaluation: Evaluation, lines: list[Line], before: Line, after: Line) -> Account:
-    was, now = _spread(before, "chair_s"), _spread(after, "chair_s")
+def _of_chair(subject: Subject, evaluation: Evaluation, lines: list[Line], before: Line, after: Line) -> Account:
+    was, now = _spread(before, subject.false), _spread(after, subject.false)
     num = evaluation.num_scenes
     drop, error = was.mean - now.mean, _error(was, now, num)
     sentence = (
-        f"Before training, the model named something that is not in the picture in {percent(was.mean)} of its "
+        f"Before training, the model {subject.slips} in {percent(was.mean)} of its "
         f"descriptions; after training, in {percent(now.mean)}"
     )
-    recall_was, recall_now = before.values.get("recall"), after.values.get("recall")
-    loss = 0.0
+    recall_was, recall_now = before.values.get(subject.recall), after.values.get(subject.recall)
+    order_was, order_now = before.values.get(subject.order), after.values.get(subject.order)
+    loss = order_loss = 0.0
     if recall_was and recall_now:
         loss = recall_was.mean - recall_now.mean
-        sentence += (
-            f", while it named {percent(recall_now.mean)} of the things that are there (recall), "
-            f"{percent(recall_was.mean)} before"
-        )
+        tells = subject.tells.format(percent(recall_now.mean))
+        sentence += f", while it {tells} (recall), {percent(recall_was.mean)} before"
+    if order_was and order_now:
+        order_loss = order_was.mean - order_now.mean
+        sentence += f"; it told {percent(order_now.mean)} of their pairs in order, {percent(order_was.mean)} before"
     verdict: Verdict = "better" if drop > CLEAR * error else "worse" if -drop > CLEAR * error else "same"
-    if loss > RECALL_LOSS:
+    if max(loss, order_loss) > RECALL_LOSS:
         verdict = "trade" if verdict == "better" else "worse"
     told = Account(verdict, HEADLINES[verdict], sentence + ".")
-    _tell_size(told, evaluation, was, drop, error)
-    _tell_controls(told, lines, after, num)
-    _tell_limits(told, lines, before, after, loss)
+    _tell_size(told, subject, evaluation, was, drop, error)
+    _tell_controls(told, subject, lines, after, num)
+    _tell_limits(told, subject, before, after, loss)
     return told
 
 
-def _tell_size(told: Account, evaluation: Evaluation, was: Spread, drop: float, error: float) -> None:
-    steps = changes(evaluation, "chair_s")
+def _tell_size(told: Account, subject: Subject, evaluation: Evaluation, was: Spread, drop: float, error: float) -> None:
+    steps = changes(evaluation, subject.false)
     if len(steps) > 1:
         down = sum(step < 0 for step in steps)
-        told.shows.append(f"The share of descriptions with a false object went down on {down} of {len(steps)} seeds.")
+        told.shows.append(
+            f"The share of descriptions with {subject.mistake} went down on {down} of {len(steps)} seeds."
+        )
     else:
         told.not_shown.append(
             "How much the numbers change from seed to seed: only one seed was measured. "
@@ -93,21 +148,21 @@ def _tell_size(told: Account, evaluation: Evaluation, was: Spread, drop: float, 
     if math.isfinite(error) and evaluation.num_scenes:
         points = 100 * share_error(was.mean, evaluation.num_scenes)
         told.shows.append(
-            f"Each number comes from {evaluation.num_scenes:,} pictures, so a share of {percent(was.mean)} is known to "
-            f"about ±{points:.1f} points (one standard error); the change of {100 * abs(drop):.1f} points is "
+            f"Each number comes from {evaluation.num_scenes:,} {subject.unit}, so a share of {percent(was.mean)} is "
+            f"known to about ±{points:.1f} points (one standard error); the change of {100 * abs(drop):.1f} points is "
             f"{abs(drop) / error:.1f} standard errors."
         )
 
 
-def _tell_controls(told: Account, lines: list[Line], after: Line, num: int) -> None:
-    now, recall_now = _spread(after, "chair_s"), after.values.get("recall")
-    controls = [line for line in lines if line.kind == "control" and line.values.get("chair_s")]
+def _tell_controls(told: Account, subject: Subject, lines: list[Line], after: Line, num: int) -> None:
+    now, recall_now = _spread(after, subject.false), after.values.get(subject.recall)
+    controls = [line for line in lines if line.kind == "control" and line.values.get(subject.false)]
     if told.verdict not in ("better", "trade"):
         told.not_shown.append("That training on these pairs helps.")
         return
     for line in controls:
-        value, recall = _spread(line, "chair_s"), line.values.get("recall")
-        numbers = f"{percent(value.mean)} of its descriptions have a false object"
+        value, recall = _spread(line, subject.false), line.values.get(subject.recall)
+        numbers = f"{percent(value.mean)} of its descriptions have {subject.mistake}"
         if recall:
             numbers += f", recall {percent(recall.mean)}"
         margin = CLEAR * _error(value, now, num)
@@ -125,18 +180,18 @@ def _tell_controls(told: Account, lines: list[Line], after: Line, num: int) -> N
         told.not_shown.append("That the pairs are what helps: no controls were run (`evaluate.controls: true`).")
 
 
-def _tell_limits(told: Account, lines: list[Line], before: Line, after: Line, loss: float) -> None:
-    said_was, said_now = before.values.get("mentions"), after.values.get("mentions")
+def _tell_limits(told: Account, subject: Subject, before: Line, after: Line, loss: float) -> None:
+    said_was, said_now = before.values.get(subject.told), after.values.get(subject.told)
     if said_was and said_now and said_now.mean < 0.97 * said_was.mean:
         text = (
-            "How much comes from saying less: answers now name "
-            f"{said_now.mean:.1f} things instead of {said_was.mean:.1f}"
+            f"How much comes from saying less: answers now {subject.said} "
+            f"{said_now.mean:.1f} {subject.things} instead of {said_was.mean:.1f}"
         )
         text += f", and recall fell by {100 * loss:.1f} points" if loss > 0 else ""
         told.not_shown.append(f"{text}. A control cut to the same length shows how far that alone goes.")
     told.not_shown.append(
-        "How the model does elsewhere: the numbers hold for this prompt and for pictures like these; other prompts, "
-        "other pictures and other mistakes (counts, relations, reading) are not measured here."
+        f"How the model does elsewhere: the numbers hold for this prompt and for {subject.unit} like these; other "
+        f"prompts, other {subject.unit} and other mistakes ({subject.elsewhere}) are not measured here."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mmalign.report import write_report
+from tests.report.synthetic_clips import make_clip_run
 from tests.report.synthetic_run import HOSTILE, make_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
@@ -61,6 +62,12 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(run, data_root=make_run(run, pairs=8, text=f"{HOSTILE} {'unbroken' * 60}"))
 
 
+@pytest.fixture(scope="module")
+def clip_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("clips") / "run"
+    return write_report(run, data_root=make_clip_run(run))
+
+
 @pytest.fixture
 def opened(browser: Any) -> Open:
     def visit(path: Path, size: tuple[int, int] = DESKTOP) -> Any:
@@ -107,7 +114,7 @@ def gaps(browser: Any) -> list[float | None]:
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
-@pytest.mark.parametrize("which", ["page", "hostile_page"])
+@pytest.mark.parametrize("which", ["page", "hostile_page", "clip_page"])
 def test_nothing_fails_is_fetched_or_overflows(
     opened: Open, which: str, size: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
@@ -121,7 +128,7 @@ def test_nothing_fails_is_fetched_or_overflows(
     assert requests(browser) == [path.as_uri()]
     assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
     wide = browser.execute_script(
-        "return [...document.querySelectorAll('body *')]"
+        "return [...document.querySelectorAll('body *:not(.frames *)')]"
         ".filter((e) => e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 120))"
     )
     assert wide == []
@@ -161,6 +168,40 @@ def test_sources_filter(opened: Open, page: Path) -> None:
     assert {card.get_attribute("data-source") for card in visible(browser)} == {"damaged"}
     browser.find_element(By.CSS_SELECTOR, "input[name=source][value=damaged]").click()
     assert (count(browser), visible(browser)) == ("0 of 40 pairs match", [])
+
+
+def test_media_filter_is_there_only_where_pairs_differ(opened: Open, page: Path, clip_page: Path) -> None:
+    assert not opened(page, DESKTOP).find_elements(By.CSS_SELECTOR, "input[name=medium]")
+    browser = opened(clip_page, DESKTOP)
+    assert count(browser) == "21 pairs, the first 12 are shown"
+    browser.find_element(By.CSS_SELECTOR, "input[name=medium][value=video]").click()
+    assert count(browser) == "4 of 21 pairs match"
+    browser.find_element(By.CSS_SELECTOR, "input[name=medium][value=image]").click()
+    assert [card.get_attribute("data-source") for card in visible(browser)] == ["text"]
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_frames_stand_in_one_row_that_scrolls_by_keyboard_on_a_phone(
+    opened: Open, clip_page: Path, size: tuple[int, int]
+) -> None:
+    browser = opened(clip_page, size)
+    strip = browser.find_element(By.CSS_SELECTOR, "#pair-2 .frames")
+    images = strip.find_elements(By.TAG_NAME, "img")
+    assert len({image.location["y"] for image in images}) == 1
+    assert min(image.size["width"] for image in images) >= 80
+    scrolls = browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", strip)
+    assert scrolls == (size == PHONE)
+    strip.send_keys(Keys.ARROW_RIGHT)
+    if scrolls:
+        WebDriverWait(browser, 10).until(lambda it: it.execute_script("return arguments[0].scrollLeft", strip) > 0)
+
+
+def test_the_painted_box_is_outlined_where_it_is(opened: Open, clip_page: Path) -> None:
+    browser = opened(clip_page, DESKTOP)
+    card = browser.find_element(By.CSS_SELECTOR, "article[data-source=box_mask]")
+    image, outline = (card.find_element(By.CSS_SELECTOR, f".is-covered {tag}").rect for tag in ("img", "rect"))
+    assert image["x"] <= outline["x"] + 1 <= outline["x"] + outline["width"] <= image["x"] + image["width"] + 1
+    assert 0.2 < outline["width"] * outline["height"] / (image["width"] * image["height"]) < 0.6
 
 
 def test_search_finds_all_words_in_any_case(opened: Open, page: Path) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmalign.media.image import PictureLimits
+from mmalign.media.read import MediaLimits
 from mmalign.report.cards import MOST_TEXT, Piece, card, examples, numbers, pieces, shortened
-from mmalign.report.pictures import Gallery, damages, in_words
+from mmalign.report.damage import damages, in_words
+from mmalign.report.pictures import Gallery
 from mmalign.types import Corruption, MediaRef
+from tests.report.synthetic_clips import damaged, opened, pair
 from tests.report.synthetic_run import make_pairs, photograph
 
 
@@ -57,7 +59,7 @@ def test_corruptions_are_found_anywhere_in_provenance() -> None:
 
 def test_card_of_a_damaged_pair_shows_the_damaged_picture(tmp_path: Path) -> None:
     row = list(make_pairs(tmp_path, 3))[2]
-    gallery = Gallery(tmp_path, PictureLimits())
+    gallery = Gallery(tmp_path, MediaLimits())
     shown = card(row, gallery)
     thumbnails = gallery.thumbnails()
     plain, damaged = thumbnails[shown.pictures[0]], thumbnails[shown.damages[0].picture]
@@ -67,6 +69,23 @@ def test_card_of_a_damaged_pair_shows_the_damaged_picture(tmp_path: Path) -> Non
     assert plain.is_tiny
     assert (plain.width, plain.height) == (256, 256)
     assert "gaussian noise" in shown.damages[0].words
+
+
+def test_card_of_a_clip_shows_each_damage_once(tmp_path: Path) -> None:
+    clean, other = opened(tmp_path, 0), opened(tmp_path, 1)
+    bad = damaged(clean, "reverse", other)
+    record = {"corruptions": [corruption.to_row() for corruption in bad.ref.corruptions]}
+    shown = card(pair(clean.ref, "", bad.ref, 0, provenance=record), Gallery(tmp_path, MediaLimits()))
+    assert (shown.medium, shown.pictures, shown.damages) == ("video", (), ())
+    assert [found.damage for found in shown.strips] == [""]
+    assert [found.damage for found in shown.damaged_strips] == ["the clip runs backwards"]
+
+
+def test_card_shows_another_clip_of_the_rejected_side(tmp_path: Path) -> None:
+    clean, other = opened(tmp_path, 0), opened(tmp_path, 1)
+    shown = card(pair(clean.ref, "", other.ref, 0), Gallery(tmp_path, MediaLimits()))
+    assert [(found.label, found.damage) for found in shown.damaged_strips] == [("clip-1-8.mkv", "")]
+    assert card(pair(clean.ref, "", clean.ref, 0), Gallery(tmp_path, MediaLimits())).damaged_strips == ()
 
 
 def test_numbers_are_finite_json_and_name_the_judged_side(tmp_path: Path) -> None:
@@ -80,7 +99,7 @@ def test_numbers_are_finite_json_and_name_the_judged_side(tmp_path: Path) -> Non
 
 
 def test_examples_mark_given_ranges_else_known_names_that_are_not_there(tmp_path: Path) -> None:
-    gallery = Gallery(tmp_path, PictureLimits())
+    gallery = Gallery(tmp_path, MediaLimits())
     entries = [
         {"image": "a.png", "before": "Two boats and a Fish.", "after": "a boat", "truth": ["boat"]},
         {"image": "b.png", "before": "a zebra here", "wrong_before": [[2, 7]], "after": "", "truth": []},
@@ -93,7 +112,7 @@ def test_examples_mark_given_ranges_else_known_names_that_are_not_there(tmp_path
 
 
 def test_thumbnails_shrink_until_they_fit_the_budget(tmp_path: Path) -> None:
-    gallery = Gallery(tmp_path, PictureLimits())
+    gallery = Gallery(tmp_path, MediaLimits())
     for seed in range(6):
         photograph(seed).save(tmp_path / f"{seed}.png")
         gallery.add(MediaRef(f"{seed}.png"))
@@ -108,7 +127,7 @@ def test_thumbnails_shrink_until_they_fit_the_budget(tmp_path: Path) -> None:
 def test_no_path_leaves_the_data_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     photograph(1).save(tmp_path / "secret.png")
-    gallery = Gallery(tmp_path / "data", PictureLimits())
+    gallery = Gallery(tmp_path / "data", MediaLimits())
     for path in ("../secret.png", str(tmp_path / "secret.png"), "file:///etc/passwd"):
         key = gallery.add(MediaRef(path))
         assert gallery.thumbnails()[key].url == ""

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from mmalign.engine.journal import Journal, Outcome
 from mmalign.errors import StoreError
+from mmalign.pairs import read_pairs, write_pairs
 from mmalign.report import write_report
+from tests.report.synthetic_clips import DAMAGES, EVENTS, damaged, make_clip_run, opened, pair
 from tests.report.synthetic_run import HOSTILE, make_run, photograph
 
 
@@ -140,6 +143,133 @@ def test_a_changed_picture_is_not_shown_as_the_one_of_the_pair(tmp_path: Path) -
     photograph(3).save(data / "scene-001.png")
     text = read(write_report(tmp_path / "run", data_root=data)).text
     assert "Picture cannot be shown: scene-001.png: has changed" in text
+
+
+@pytest.fixture(scope="module")
+def clip_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    run = tmp_path_factory.mktemp("clips") / "run"
+    return read(write_report(run, data_root=make_clip_run(run)))
+
+
+def test_clips_are_strips_with_times_for_eyes_and_ears(clip_page: Page) -> None:
+    strips = [attrs for _, attrs in clip_page.tags if attrs.get("class") == "frames"]
+    assert all(attrs["tabindex"] == "0" and attrs["aria-label"] for attrs in strips)
+    # Every damaged clip stands below its source; the longer clip and the two examples add theirs.
+    assert len(strips) == 2 * (len(DAMAGES) + 1) + 2 + 2
+    alts = [attrs["alt"] for attrs in clip_page.all("img")]
+    frames = [alt for alt in alts if alt.startswith(("Frame ", "Place "))]
+    assert len(frames) > 8 * len(DAMAGES)
+    assert all(re.search(r"\d\.\d+\u00a0s", alt) for alt in frames)
+    assert "0.00 s 1 0.25 s 2 0.50 s 3" in clip_page.text
+    assert "8 of 16 frames" in clip_page.text
+
+
+def test_damages_of_clips_are_told_and_marked(clip_page: Page) -> None:
+    for said in (
+        "of the frame is painted over, at one place in all frames",
+        "the frames are shuffled inside windows of 4",
+        "all frames are shuffled",
+        "the clip runs backwards",
+        "they keep their times",
+        "the picture stands still at frame",
+        "segments, which change places",
+        "blocks of frames stand from last to first",
+        "blocks of frames change places",
+        "from another clip (clip-1-8.mkv)",
+        "every frame: gaussian noise",
+        "at one place in all frames, then the frames are shuffled",
+        "8 → 1 moved",
+        "frozen",
+        "dropped",
+        "other clip",
+    ):
+        assert said in clip_page.text
+    assert sum(name == "rect" for name, _ in clip_page.tags) == 16  # the masked clip, and the masked and shuffled one
+
+
+def test_clips_that_are_gone_or_broken_are_a_line(clip_page: Page) -> None:
+    assert "Clip not found: gone.mp4" in clip_page.text
+    assert "Clip cannot be shown: broken.mp4: " in clip_page.text
+
+
+def test_examples_of_clips_tell_what_happens_in_order(clip_page: Page) -> None:
+    assert f"In the clip: {', '.join(EVENTS)}" in clip_page.text
+    assert "Measured on 200 clips" in clip_page.text
+    assert "Event recall" in clip_page.text
+    assert "It got better" in clip_page.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"frames": ["examples/none.png"]}, "Frame not found: examples/none.png"),
+        ({"times": [0.0]}, "Clip cannot be shown: a clip needs one time per frame"),
+        ({"times": None}, "Clip cannot be shown"),
+    ],
+)
+def test_a_damaged_example_of_a_clip_is_a_line(tmp_path: Path, changed: dict[str, object], said: str) -> None:
+    data = make_clip_run(tmp_path / "run", more=0)
+    path = tmp_path / "run" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["examples"][0] |= changed
+    path.write_text(json.dumps(content))
+    assert said in read(write_report(tmp_path / "run", data_root=data, max_pairs=0)).text
+
+
+def test_many_clips_stay_within_the_size_of_a_page(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = make_run(run, pairs=0)
+    rows = []
+    for index in range(40):
+        clean = opened(data, index, 16)
+        rows += [
+            pair(clean.ref, name, damaged(clean, name, clean, index).ref, 5 * index + place)
+            for place, name in enumerate(("reverse", "freeze", "box_mask", "gaussian_noise", "global_shuffle"))
+        ]
+    write_pairs(run / "round-0" / "pairs.parquet", rows)
+    assert write_report(run, data_root=data).stat().st_size < 15_000_000
+
+
+def test_a_round_that_is_not_finished_shows_the_pairs_of_its_journal(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = make_run(run, pairs=5)
+    rows = read_pairs(run / "round-0" / "pairs.parquet")
+    (run / "round-0" / "pairs.parquet").unlink()
+    outcomes = [
+        Outcome(
+            phase="pairs",
+            sample_id=f"{number}-{row.sample_id}",
+            status="done",
+            fingerprint="",
+            made=json.dumps([row.to_row()]),
+        )
+        for number, row in enumerate(rows)
+    ]
+    survey = Outcome(phase="survey", sample_id="a", status="done", fingerprint="", made='{"seen": 1}')
+    with Journal(run / "round-0" / "journal.sqlite", {"method": "a"}) as journal:
+        journal.write([*outcomes, survey])
+        held = read(write_report(run, data_root=data))
+        assert not [attrs for _, attrs in held.tags if attrs.get("class") == "pair"]
+    for page in (held, found := read(write_report(run, data_root=data, max_pairs=3))):
+        assert "Pairs are being made, or making them was interrupted" in page.text
+    assert len([attrs for _, attrs in found.tags if attrs.get("class") == "pair"]) == 3
+    assert "5 pairs from" in found.text
+    assert "This page holds 3 of the 5 pairs" in found.text
+    (run / "round-0" / "journal.sqlite").write_bytes(b"no database")
+    assert "Pairs are being made" in read(write_report(run, data_root=data)).text
+
+
+def test_curves_of_controls_are_drawn(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    make_run(run, pairs=1)
+    for name in ("random_signs", "sft"):
+        (run / "controls" / name).mkdir(parents=True)
+    shutil.copy(run / "train" / "metrics.jsonl", run / "controls" / "random_signs")
+    (run / "controls" / "sft" / "metrics.jsonl").write_text("")
+    page = read(write_report(run))
+    assert "Control: random signs" in page.text
+    assert "Control: sft" not in page.text
+    assert any(attrs["alt"].startswith("Control random signs, Loss: loss from") for attrs in page.all("img"))
 
 
 def test_no_such_run_is_one_line(tmp_path: Path) -> None:

@@ -102,8 +102,9 @@ def test_wrong_content_is_refused_by_its_key(changed: dict[str, Any], named: str
 def test_runs_join_only_when_measured_alike() -> None:
     one, other = Evaluation.of(content()), Evaluation.of(content(num_scenes=51))
     assert len(joined([one, one]).rows) == 10
-    with pytest.raises(ValueError, match="measured with different"):
-        joined([one, other])
+    for unlike in (other, Evaluation.of(content(what="drawn clips"))):
+        with pytest.raises(ValueError, match="measured with different"):
+            joined([one, unlike])
 
 
 def test_share_error_by_hand_and_never_zero() -> None:

@@ -70,6 +70,35 @@ def test_without_numbers_it_says_how_far_the_run_came() -> None:
     assert "after training" in account(measured(("before", 0.4, 0.9)), 3).summary
 
 
+def told_events(before: tuple[float, float, float], after: tuple[float, float, float]) -> Evaluation:
+    """Clips: share of answers with a false event, event recall, order."""
+    names = ("event_chair_s", "event_recall", "order")
+    rows = [
+        {"name": kind, "kind": kind, "seed": 0, "values": dict(zip(names, values, strict=True))}
+        for kind, values in (("before", before), ("after", after))
+    ]
+    return Evaluation.of({"num_scenes": 200, "what": "drawn clips", "columns": list(names), "rows": rows})
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        ((0.1, 0.80, 0.9), "better"),
+        ((0.1, 0.70, 0.9), "trade"),
+        ((0.1, 0.80, 0.7), "trade"),
+        ((0.4, 0.80, 0.7), "worse"),
+        ((0.6, 0.80, 0.9), "worse"),
+    ],
+)
+def test_events_of_clips_count_with_recall_and_order(after: tuple[float, float, float], verdict: str) -> None:
+    told = account(told_events((0.4, 0.8, 0.9), after), 9)
+    assert told.verdict == verdict
+    assert "event that does not happen in the clip in 40\u00a0%" in told.summary
+    assert f"{100 * after[2]:.0f}\u00a0% of their pairs in order, 90\u00a0% before" in told.summary
+    assert any("200 clips" in text for text in told.shows)
+    assert not any("picture" in text for text in (told.summary, *told.shows, *told.not_shown))
+
+
 def test_other_metrics_are_compared_too() -> None:
     rows = [
         {"name": kind, "kind": kind, "seed": 0, "values": {"accuracy": value}}

@@ -7,11 +7,12 @@
   const get = (id) => document.getElementById(id);
   const [search, number, low, high, sort, count, more, list] =
     ["search", "number", "low", "high", "sort", "count", "more", "cards"].map(get);
-  const boxes = [...form.querySelectorAll("input[name=source]")];
+  const boxes = [...form.querySelectorAll("input[type=checkbox]")];
   const pairs = [...list.children].map((element, place) => ({
     element,
     place,
     source: element.dataset.source,
+    medium: element.dataset.medium,
     numbers: new Map(Object.entries(JSON.parse(element.dataset.numbers))),
     text: [...element.querySelectorAll(".prompt, .answer, .id, q")].map((part) => part.textContent).join("\n").toLowerCase(),
   }));
@@ -39,8 +40,8 @@
     high.value = String(STOPS);
   }
 
-  function matches(pair, words, sources) {
-    if (!sources.has(pair.source) || !words.every((word) => pair.text.includes(word))) return false;
+  function matches(pair, words, left) {
+    if (left.source.has(pair.source) || left.medium.has(pair.medium) || !words.every((word) => pair.text.includes(word))) return false;
     if (low.value === "0" && high.value === String(STOPS)) return true;
     const value = pair.numbers.get(number.value);
     const slack = 1e-9 * (bounds[1] - bounds[0]);
@@ -62,8 +63,9 @@
 
   function draw() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const sources = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
-    const found = inOrder(pairs.filter((pair) => matches(pair, words, sources)));
+    const off = (name) => new Set(boxes.filter((box) => box.name === name && !box.checked).map((box) => box.value));
+    const left = { source: off("source"), medium: off("medium") };
+    const found = inOrder(pairs.filter((pair) => matches(pair, words, left)));
     const shown = new Set(found.slice(0, room));
     for (const pair of pairs) pair.element.hidden = !shown.has(pair);
     for (const pair of shown) list.append(pair.element);

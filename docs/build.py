@@ -22,26 +22,34 @@ COLUMNS = {
     "colour": "colour",
     "place": "place",
     "mentions": "mentions",
+    "event_chair_s": "event CHAIR_s",
+    "event_chair_i": "event CHAIR_i",
+    "event_recall": "event recall",
+    "order": "order",
+    "events": "events",
 }
+COUNTS = ("mentions", "events")
 
 
 def results_table(evaluations: list[dict[str, Any]], command: str) -> str:
     """Mean and range over seeds, one line per model."""
     first = evaluations[0]
     num_seeds = len(evaluations)
+    what = "clips" if first.get("what") == "drawn clips" else "pictures"
+    columns = {column: title for column, title in COLUMNS.items() if column in first["columns"]}
     lines = [
-        f"`{command}`: {first['num_scenes']} held-out pictures per seed, {num_seeds} seeds, mean (lowest to highest).",
+        f"`{command}`: {first['num_scenes']} held-out {what} per seed, {num_seeds} seeds, mean (lowest to highest).",
         "",
-        f"| model | {' | '.join(COLUMNS.values())} |",
-        f"|---|{'---|' * len(COLUMNS)}",
+        f"| model | {' | '.join(columns.values())} |",
+        f"|---|{'---|' * len(columns)}",
     ]
     for row in first["rows"]:
         cells = []
-        for column in COLUMNS:
+        for column in columns:
             values = [
                 other["values"][column] for e in evaluations for other in e["rows"] if other["name"] == row["name"]
             ]
-            digits = 1 if column == "mentions" else 2
+            digits = 1 if column in COUNTS else 2
             cells.append(f"{mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})")
         name = f"control: {row['name']}" if row["kind"] == "control" else row["name"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -53,7 +61,7 @@ def method_table() -> str:
     lines = ["| method | media | paper | pairs |", "|---|---|---|---|"]
     for info in list_methods():
         page = f"docs/methods/{info.name}.md"
-        lines.append(f"| [{info.name}]({page}) | {info.media} | {info.paper} | {info.summary} |")
+        lines.append(f"| [{info.name}]({page}) | {', '.join(info.media)} | {info.paper} | {info.summary} |")
     return "\n".join(lines)
 
 
@@ -64,6 +72,8 @@ def stored(name: str) -> list[dict[str, Any]]:
 
 
 def command_of(name: str) -> str:
+    if name == "video":
+        return "mmalign demo --video --seeds 3"
     return "mmalign demo --seeds 3" if name == "self_consistency" else f"mmalign demo --method {name} --seeds 3"
 
 

@@ -25,7 +25,7 @@ from mmalign.pairs import PairRow, read_pairs
 from mmalign.samples import data_folder, read_samples
 from mmalign.text.prompts import DETAIL
 from mmalign.train.config import TrainConfig
-from mmalign.train.trainer import PreferenceTrainer
+from mmalign.train.stages import train_pairs
 
 if TYPE_CHECKING:
     from mmalign.evaluate.items import Item
@@ -123,7 +123,7 @@ def align(
     if not pairs:
         raise StoreError(f"{pairs.run}: the run made no pairs, so there is nothing to train on")
     config = TrainConfig(**settings)
-    trainer = PreferenceTrainer(
+    result = train_pairs(
         load_model(model.spec),
         pairs.rows,
         objective or DPO(),
@@ -131,7 +131,6 @@ def align(
         data_root=pairs.root,
         output=pairs.run / "train" if output is None else Path(output),
     )
-    result = trainer.train()
     path = str(result.path)
     whole = result.kind == "model"  # an adapter that the model had is merged into it
     return Model(replace(model.spec, name=path, adapter=None) if whole else replace(model.spec, adapter=path))

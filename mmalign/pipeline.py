@@ -20,14 +20,19 @@ from mmalign.evaluate.table import Evaluation, Items, evaluation_items, is_measu
 from mmalign.lm.load import load_model
 from mmalign.lm.local import LocalLM
 from mmalign.lm.spec import ModelSpec
+from mmalign.media.frames import FrameChoice
 from mmalign.media.image import PictureLimits, file_sha256
+from mmalign.media.read import MediaLimits
+from mmalign.media.video import ClipLimits
 from mmalign.objectives import SFT, Objective
 from mmalign.pairs import PairRow, read_pairs
 from mmalign.recipe.schema import FREE_KEYS, Recipe
-from mmalign.samples import data_folder, list_pictures, read_samples
+from mmalign.samples import data_folder, list_clips, list_pictures, read_samples
 from mmalign.tiny import draw_scene, scenes
+from mmalign.tiny.clips import clips
+from mmalign.tiny.film import write_film
 from mmalign.train.config import FREE_KEYS as TRAIN_FREE_KEYS
-from mmalign.train.trainer import PreferenceTrainer
+from mmalign.train.stages import train_pairs
 from mmalign.types import MediaRef, SampleRow
 
 #: Beside a trained model: the settings that its weights depend on.
@@ -45,9 +50,9 @@ class Source:
 
 def open_run(recipe: Recipe) -> RunDir:
     """The run directory, locked for this process. Raises StoreError when it belongs to another recipe."""
-    root = recipe.data.images
-    if root is not None and recipe.output.resolve().is_relative_to(root.resolve()):
-        raise RecipeError(f"output: {recipe.output} lies below data.images, so its pictures would become samples")
+    for key, root in (("images", recipe.data.images), ("videos", recipe.data.videos)):
+        if root is not None and recipe.output.resolve().is_relative_to(root.resolve()):
+            raise RecipeError(f"output: {recipe.output} lies below data.{key}, so its files would become samples")
     run = RunDir(recipe.output)
     try:
         run.begin(recipe.resolved, free=FREE_KEYS)
@@ -57,8 +62,19 @@ def open_run(recipe: Recipe) -> RunDir:
     return run
 
 
-def limits_of(recipe: Recipe) -> PictureLimits:
-    return PictureLimits(max_pixels=recipe.data.max_pixels, max_side=recipe.data.max_side)
+def limits_of(recipe: Recipe) -> MediaLimits:
+    """What the recipe lets media be, and which frames of its videos it takes."""
+    data = recipe.data
+    return MediaLimits(
+        picture=PictureLimits(max_pixels=data.max_pixels, max_side=data.max_side),
+        clip=ClipLimits(
+            max_pixels=data.max_pixels,
+            max_side=data.max_frame_side,
+            max_seconds=data.max_seconds,
+            decoder=data.decoder,
+        ),
+        frames=FrameChoice(num_frames=data.num_frames, fps=data.fps),
+    )
 
 
 def source_of(recipe: Recipe) -> Source:
@@ -72,10 +88,13 @@ def source_of(recipe: Recipe) -> Source:
     if data.scenes:
         total = data.scenes
         rows: Iterable[SampleRow] = _draw(root, data.scenes, recipe.seed)
+    elif data.clips:
+        total = data.clips
+        rows = _film(root, data.clips, recipe.seed, data.num_frames)
     else:
         path = _path_of(recipe)
-        rows = read_samples(path)
-        total = len(list_pictures(path).pictures) if path.is_dir() else None
+        rows = read_samples(path, kind="video" if data.videos else "image")
+        total = len((list_clips if data.videos else list_pictures)(path).files) if path.is_dir() else None
     if data.limit is not None:
         rows = islice(rows, data.limit)
         total = data.limit if total is None else min(total, data.limit)
@@ -84,13 +103,18 @@ def source_of(recipe: Recipe) -> Source:
 
 def root_of(recipe: Recipe) -> Path:
     """The folder that media paths of the recipe's samples start from."""
-    return recipe.output / "scenes" if recipe.data.scenes else data_folder(_path_of(recipe))
+    if recipe.data.scenes or recipe.data.clips:
+        return recipe.output / ("scenes" if recipe.data.scenes else "clips")
+    return data_folder(_path_of(recipe))
 
 
 def _path_of(recipe: Recipe) -> Path:
-    path = recipe.data.images or recipe.data.samples
+    path = recipe.data.images or recipe.data.videos or recipe.data.samples
     if path is None:
-        raise RecipeError("data: no source; give --data.images DIR, --data.samples FILE or --data.scenes N")
+        raise RecipeError(
+            "data: no source; give --data.images DIR, --data.videos DIR, --data.samples FILE, "
+            "--data.scenes N or --data.clips N"
+        )
     return path
 
 
@@ -103,6 +127,17 @@ def _draw(root: Path, num: int, seed: int) -> Iterator[SampleRow]:
             draw_scene(scene).save(partial, format="PNG")
             partial.replace(path)
         yield SampleRow(path.name, (MediaRef(path.name),))
+
+
+def _film(root: Path, num: int, seed: int, num_frames: int) -> Iterator[SampleRow]:
+    root.mkdir(parents=True, exist_ok=True)
+    for index, drawn in enumerate(clips(num, seed=seed, split="pairs")):
+        path = root / f"clip-{index:05d}.mkv"
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            write_film(drawn, num_frames, partial)
+            partial.replace(path)
+        yield SampleRow(path.name, (MediaRef(path.name, "video"),))
 
 
 def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
@@ -143,17 +178,16 @@ def _train(recipe: Recipe, rows: list[PairRow], objective: Objective, output: Pa
             f"{recipe.output}: the run made no pairs, so there is nothing to train on; "
             f"`mmalign inspect {recipe.output}` shows why"
         )
-    trainer = PreferenceTrainer(
-        load_model(recipe.model),
-        rows,
-        objective,
-        recipe.train,
-        data_root=root_of(recipe),
-        output=output,
-        limits=limits_of(recipe),
-    )
     try:
-        trainer.train()
+        train_pairs(
+            load_model(recipe.model),
+            rows,
+            objective,
+            recipe.train,
+            data_root=root_of(recipe),
+            output=output,
+            limits=limits_of(recipe),
+        )
     except torch.OutOfMemoryError:
         raise TrainError(
             f"{output}: memory ran out in training; lower train.micro_batch_size ({recipe.train.micro_batch_size}) or "
@@ -192,8 +226,9 @@ def trained(recipe: Recipe, run: RunDir) -> ModelSpec:
 
 
 def held_out(recipe: Recipe) -> Items | None:
-    """The pictures to measure on; None where the recipe names none."""
-    return evaluation_items(recipe.evaluate, seed=recipe.seed, limits=limits_of(recipe))
+    """The pictures or clips to measure on; None where the recipe names none."""
+    limits, num_frames = limits_of(recipe).picture, recipe.data.num_frames
+    return evaluation_items(recipe.evaluate, seed=recipe.seed, limits=limits, num_frames=num_frames)
 
 
 def _refuse_overlap(items: Items, rows: list[PairRow]) -> None:

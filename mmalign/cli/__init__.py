@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser(
         "demo", help="the whole loop on the embedded model, in minutes, offline", allow_abbrev=False
     )
-    demo.add_argument("--method", default="self_consistency", help="self_consistency (default), stic or apasi")
+    demo.add_argument("--method", help="self_consistency (default), stic or apasi; with --video rrpo, dpo or temple")
+    demo.add_argument("--video", action="store_true", help="on drawn clips: RRPO, DPO and TEMPLE side by side")
     demo.add_argument("--seeds", type=int, default=1, help="number of runs with seeds 0, 1, ... (default 1)")
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="where runs go (default runs/demo)")
     _dry_run(demo)
@@ -55,7 +56,11 @@ def parser() -> argparse.ArgumentParser:
     _dry_run(inspect)
 
     prepare = verbs.add_parser("prepare", help="turn a folder or a file into samples", allow_abbrev=False)
-    prepare.add_argument("kind", choices=["images", "text"], help="pictures in a folder, or prompts in JSON lines")
+    prepare.add_argument(
+        "kind",
+        choices=["images", "videos", "text"],
+        help="pictures or videos in a folder, or prompts in JSON lines",
+    )
     prepare.add_argument("source", type=Path, metavar="SOURCE", help="the folder or the file")
     prepare.add_argument("--output", type=Path, required=True, help="the Parquet file to write")
     prepare.add_argument("--prompt", default="", help="a prompt for every sample")
@@ -147,7 +152,7 @@ def _dispatch(args: argparse.Namespace, flags: Sequence[str], argv: Sequence[str
     if args.verb == "demo":
         from mmalign.cli import demo
 
-        return demo.main(args.method, num_seeds=args.seeds, output=args.output, dry_run=args.dry_run)
+        return demo.main(args.method, video=args.video, num_seeds=args.seeds, output=args.output, dry_run=args.dry_run)
     if args.verb == "inspect":
         from mmalign.cli import inspect
 

@@ -59,7 +59,7 @@ def run(recipe: Recipe, verb: str = "run") -> None:
             if pipeline.evaluate(recipe, held, pipeline.trained(recipe, held)):
                 console.print(result_table([read_evaluation(recipe.output)]))
             else:
-                print("nothing measured: set evaluate.scenes or evaluate.labels")
+                print("nothing measured: set evaluate.scenes, evaluate.clips or evaluate.labels")
     print(f"page: {write_report(recipe.output)}")
 
 

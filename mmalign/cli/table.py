@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from mmalign.evaluate.table import CLIPS
+
 LABELS = {
     "chair_i": "CHAIR_i",
     "chair_s": "CHAIR_s",
@@ -15,16 +17,21 @@ LABELS = {
     "colour": "colour",
     "place": "place",
     "mentions": "mentions",
+    "event_chair_i": "event CHAIR_i",
+    "event_chair_s": "event CHAIR_s",
+    "event_recall": "event recall",
+    "order": "order",
+    "events": "events",
 }
 #: Columns that are counts per answer; the others are shares.
-COUNTS = ("mentions",)
+COUNTS = ("mentions", "events")
 
 
 def result_table(evaluations: Sequence[dict[str, Any]]) -> Table:
     """One line per model; with several evaluations (seeds), the mean and the largest distance from it."""
     first = evaluations[0]
     seeds = [seed for evaluation in evaluations for seed in evaluation["seeds"]]
-    title = f"{first['num_scenes']} held-out pictures, {first['task']!r}, seeds {', '.join(map(str, seeds))}"
+    title = f"{first['num_scenes']} {held_out(first)}, {first['task']!r}, seeds {', '.join(map(str, seeds))}"
     table = Table(
         title=title,
         title_justify="left",
@@ -41,6 +48,11 @@ def result_table(evaluations: Sequence[dict[str, Any]]) -> Table:
         found = ([values[column] for values in same if column in values] for column in columns)
         table.add_row(name, *(cell(values, column in COUNTS) for values, column in zip(found, columns, strict=True)))
     return table
+
+
+def held_out(evaluation: dict[str, Any]) -> str:
+    """What was measured on."""
+    return f"held-out {'clips' if evaluation.get('what') == CLIPS else 'pictures'}"
 
 
 def cell(values: Sequence[float], count: bool) -> str:

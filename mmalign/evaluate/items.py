@@ -1,7 +1,7 @@
-"""What a model is measured on: pictures whose content is known.
+"""What a model is measured on: pictures and clips whose content is known.
 
-Drawn scenes carry exact truth. Photographs come with a label file: JSON lines of `{"image": path, "objects": [names]}`.
-Truth stays in this room: no method and no pair ever sees it.
+Drawn scenes and clips carry exact truth. Photographs come with a label file: JSON lines of
+`{"image": path, "objects": [names]}`. Truth stays in this room: no method and no pair ever sees it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ from pathlib import Path
 from mmalign.errors import RecipeError
 from mmalign.media.image import PictureLimits, open_picture, safe_path
 from mmalign.text.objects import Vocabulary
-from mmalign.tiny import draw_scene, scenes
+from mmalign.tiny import clause, draw_scene, scenes
+from mmalign.tiny.clips import clips
+from mmalign.tiny.film import opened
 from mmalign.types import MediaRef, Picture, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A picture and what is in it. `colours` and `places` give the right values per object; empty where unknown."""
+    """A picture or a clip, and what is in it.
+
+    `colours` and `places` give the right values per object, empty where unknown; `events` are what happens in a clip,
+    in order, as clauses of the drawn world's language.
+    """
 
     sample: Sample
     objects: frozenset[str]
     colours: Mapping[str, frozenset[str]] = field(default_factory=dict)
     places: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    events: tuple[str, ...] = ()
 
 
 def scene_items(num: int, *, seed: int, split: str) -> list[Item]:
@@ -47,6 +54,16 @@ def scene_items(num: int, *, seed: int, split: str) -> list[Item]:
                 {kind: frozenset(values) for kind, values in places.items()},
             )
         )
+    return items
+
+
+def clip_items(num: int, *, seed: int, split: str, num_frames: int) -> list[Item]:
+    """Drawn clips of one split, as `num_frames` frames each; splits never share a clip."""
+    items = []
+    for index, drawn in enumerate(clips(num, seed=seed, split=split)):
+        name = f"{split}-{seed}-{index:05d}.mkv"
+        shown = Sample(name, (opened(drawn, num_frames, name),))
+        items.append(Item(shown, drawn.kinds, events=tuple(clause(event) for event in drawn.events)))
     return items
 
 

@@ -1,26 +1,28 @@
-"""The table of a run: before, after and controls, each measured on the same held-out pictures."""
+"""The table of a run: before, after and controls, each measured on the same held-out pictures or clips."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from mmalign.evaluate.answers import describe
 from mmalign.evaluate.descriptions import Reader, measure, read_scene, reader_of, shortened
-from mmalign.evaluate.items import Item, labelled_items, scene_items
+from mmalign.evaluate.events import measure_events, read_events
+from mmalign.evaluate.items import Item, clip_items, labelled_items, scene_items
 from mmalign.lm.load import load_model
 from mmalign.lm.local import LocalLM
 from mmalign.lm.spec import ModelSpec
 from mmalign.media.image import PictureLimits
 from mmalign.text.objects import Vocabulary
+from mmalign.types import Media, Picture
 
 NOTES = (
     "Measured on {num} {what} that gave no pair{settings}; the answers are greedy.",
-    "CHAIR_s is the share of answers that name something absent; a cut in it counts only if recall holds.",
+    "{meaning}",
     "Random signs: the same pairs and steps without the preference. SFT: only the chosen side, no comparison. "
     "Cut: the untrained model's answers, all ended after the number of mentions that the trained model averages.",
 )
@@ -31,7 +33,13 @@ SCENES_NOTE = (
 )
 
 
+CHAIR_NOTE = "CHAIR_s is the share of answers that name something absent; a cut in it counts only if recall holds."
+EVENTS_NOTE = (
+    "Event CHAIR_s is the share of answers that tell of an event that does not happen; a cut in it counts only if "
+    "event recall and order hold."
+)
 SCENES = "drawn scenes"
+CLIPS = "drawn clips"
 #: The embedded model's own gates, and a choice in its training, used test scenes of low seeds; results use others.
 FIRST_SEED = 1000
 
@@ -41,6 +49,8 @@ class Settings(Protocol):
 
     @property
     def scenes(self) -> int: ...
+    @property
+    def clips(self) -> int: ...
     @property
     def split(self) -> str: ...
     @property
@@ -55,21 +65,30 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Held-out pictures and how answers about them are read."""
+    """Held-out pictures or clips, and how answers about them are read and measured.
+
+    `told` is the column with the number of things (or events) that an answer names on average.
+    """
 
     items: Sequence[Item]
     read: Reader
     what: str
+    measure: Callable[[Sequence[str], Sequence[Item], Reader], dict[str, float]] = measure
+    told: str = "mentions"
+    note: str = CHAIR_NOTE
 
 
-def evaluation_items(settings: Settings, *, seed: int, limits: PictureLimits) -> Items | None:
-    """The pictures that the settings name; None when they name none."""
+def evaluation_items(settings: Settings, *, seed: int, limits: PictureLimits, num_frames: int = 8) -> Items | None:
+    """The pictures or clips (of `num_frames` frames) that the settings name; None when they name none."""
     if settings.labels is not None:
         vocabulary = Vocabulary.load(None)
         return Items(labelled_items(settings.labels, limits, vocabulary), reader_of(vocabulary), "labelled photographs")
     if settings.scenes:
         items = scene_items(settings.scenes, seed=FIRST_SEED + seed, split=settings.split)
         return Items(items, read_scene, SCENES)
+    if settings.clips:
+        items = clip_items(settings.clips, seed=FIRST_SEED + seed, split=settings.split, num_frames=num_frames)
+        return Items(items, read_events, CLIPS, measure_events, "events", EVENTS_NOTE)
     return None
 
 
@@ -95,7 +114,7 @@ class Evaluation:
 
     def cut_to(self, before: Measured, after: Measured) -> list[str]:
         """The answers before training, cut to as many mentions on average as the answers after it make."""
-        return shortened(before.texts, after.values["mentions"], self.held_out.read)
+        return shortened(before.texts, after.values[self.held_out.told], self.held_out.read)
 
     def write(self, run: Path) -> None:
         """Write `evaluation.json` and the pictures of its examples below the run directory."""
@@ -105,27 +124,28 @@ class Evaluation:
         folder.mkdir(exist_ok=True)
         for index in self._examples():
             item = self.held_out.items[index]
-            picture = item.sample.media[0].image
-            picture.save(folder / f"{index:05d}.png")
             examples.append(
                 {
-                    "image": f"examples/{index:05d}.png",
+                    **_shown(item.sample.media[0], run, f"examples/{index:05d}"),
                     "prompt": self.settings.prompt,
                     "before": names["before"].texts[index],
                     "after": names["after"].texts[index],
-                    "truth": sorted(item.objects),
+                    "truth": list(item.events) or sorted(item.objects),
                     "wrong_before": self._wrong(names["before"].texts[index], item),
                     "wrong_after": self._wrong(names["after"].texts[index], item),
                 }
             )
         # Settings are chosen on the dev split; of somebody's photographs we do not know what they were used for.
-        unseen = ", and chose no setting" if self.held_out.what == SCENES and self.settings.split == "test" else ""
-        notes = [note.format(num=len(self.held_out.items), what=self.held_out.what, settings=unseen) for note in NOTES]
+        what, drawn = self.held_out.what, self.held_out.what in (SCENES, CLIPS)
+        unseen = ", and chose no setting" if drawn and self.settings.split == "test" else ""
+        facts = {"num": len(self.held_out.items), "what": what, "settings": unseen, "meaning": self.held_out.note}
+        notes = [note.format(**facts) for note in NOTES]
         if self.made_with.get("model", {}).get("name") == "tiny":
             notes.append(SCENES_NOTE)
         record: dict[str, Any] = {
             "task": self.settings.prompt,
             "num_scenes": len(self.held_out.items),
+            "what": what,
             "split": self.settings.split,
             "seeds": [self.seed],
             "columns": list(dict.fromkeys(column for line in self.lines for column in line.values)),
@@ -142,7 +162,8 @@ class Evaluation:
 
     def _wrong(self, text: str, item: Item) -> list[list[int]]:
         """Character ranges of the mentions of things that are not there."""
-        return [[found.start, found.end] for found in self.held_out.read(text) if found.name not in item.objects]
+        true = item.events or item.objects
+        return [[found.start, found.end] for found in self.held_out.read(text) if found.name not in true]
 
     def _examples(self) -> list[int]:
         """Which pictures the page shows: evenly spread, so that they are neither the best nor the worst."""
@@ -151,9 +172,20 @@ class Evaluation:
         return [index * total // num for index in range(num)]
 
 
+def _shown(media: Media, run: Path, name: str) -> dict[str, Any]:
+    """Save what an example shows below the run directory; its entries in the example's row."""
+    if isinstance(media, Picture):
+        media.image.save(run / f"{name}.png")
+        return {"image": f"{name}.png"}
+    paths = [f"{name}-{number:02d}.png" for number in range(len(media.images))]
+    for path, image in zip(paths, media.images, strict=True):
+        image.save(run / path)
+    return {"frames": paths, "times": list(media.times)}
+
+
 def measure_texts(table: Evaluation, name: str, kind: str, texts: Sequence[str]) -> Measured:
     """Add a line for answers that are there already."""
-    line = Measured(name, kind, texts, measure(texts, table.held_out.items, table.held_out.read))
+    line = Measured(name, kind, texts, table.held_out.measure(texts, table.held_out.items, table.held_out.read))
     table.lines.append(line)
     return line
 

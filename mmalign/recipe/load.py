@@ -30,7 +30,7 @@ SECTIONS: Mapping[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
 }
-SOURCES = ("images", "samples", "scenes")
+SOURCES = ("images", "videos", "samples", "scenes", "clips")
 _GROUPS = ("method", "objective")
 
 

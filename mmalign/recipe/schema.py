@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,27 +20,46 @@ def _at_least(least: int, **values: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where samples come from: exactly one of images, samples and scenes.
+    """Where samples come from: exactly one of images, videos, samples, scenes and clips.
 
     Args:
         images: A folder of pictures; every picture below it is one sample.
-        samples: A file made by `mmalign prepare`, or JSON lines with `image` and `prompt`.
+        videos: A folder of videos; every video below it is one sample.
+        samples: A file made by `mmalign prepare`, or JSON lines with `image` or `video` and `prompt`.
         scenes: Draw this many scenes of the embedded world; for trying methods where the truth is known.
+        clips: Draw this many clips of the embedded world.
         limit: Take the first samples only.
-        max_pixels: A picture with more pixels goes to quarantine before it is decoded.
+        max_pixels: A picture, or a frame, with more pixels goes to quarantine before it is decoded.
         max_side: Larger pictures are scaled down to this many pixels on the longer side.
+        max_frame_side: Larger frames of videos are scaled down to this many pixels on the longer side.
+        num_frames: Frames taken of a video, spread evenly; of one with fewer frames all are taken.
+        fps: Take this many frames per second, as long as they are no more than `num_frames`.
+        max_seconds: A longer video goes to quarantine before it is decoded.
+        decoder: What decodes videos; auto is PyAV, which is always there.
     """
 
     images: Path | None = None
     samples: Path | None = None
+    videos: Path | None = None
     scenes: int = 0
+    clips: int = 0
     limit: int | None = None
     max_pixels: int = 100_000_000
     max_side: int = 2048
+    max_frame_side: int = 768
+    num_frames: int = 16
+    fps: float | None = None
+    max_seconds: float = 3600.0
+    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = "auto"
 
     def __post_init__(self) -> None:
-        _at_least(0, scenes=self.scenes)
+        _at_least(0, scenes=self.scenes, clips=self.clips)
         _at_least(1, max_pixels=self.max_pixels, max_side=self.max_side)
+        _at_least(1, max_frame_side=self.max_frame_side, num_frames=self.num_frames)
+        for key in ("fps", "max_seconds"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{key} is {value}; it must be a number above 0")
         if self.limit is not None:
             _at_least(1, limit=self.limit)
 
@@ -72,6 +92,7 @@ class EvaluateConfig:
 
     Args:
         scenes: Number of held-out drawn scenes.
+        clips: Number of held-out drawn clips, measured where there are no scenes; they have `data.num_frames` frames.
         split: The split they are drawn from: "dev" to choose settings, "test" for results.
         labels: Photographs with known objects: JSON lines of `{"image": path, "objects": [names]}`.
         prompt: The request for a description.
@@ -81,6 +102,7 @@ class EvaluateConfig:
     """
 
     scenes: int = 0
+    clips: int = 0
     split: Literal["dev", "test"] = "test"
     labels: Path | None = None
     prompt: str = DETAIL[0]
@@ -89,7 +111,7 @@ class EvaluateConfig:
     examples: int = 8
 
     def __post_init__(self) -> None:
-        _at_least(0, scenes=self.scenes, examples=self.examples)
+        _at_least(0, scenes=self.scenes, clips=self.clips, examples=self.examples)
         _at_least(1, max_new_tokens=self.max_new_tokens)
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from mmalign.tiny.clips import Clip, Event, draw_clip
 from mmalign.tiny.draw import blank, draw_scene
+from mmalign.tiny.happenings import ToldEvent, clause, told_events
 from mmalign.tiny.language import Mention, mentions
 from mmalign.tiny.world import COLOURS, KINDS, PLACES, SIZES, THEMES, Scene, Thing, scene, scenes
 
@@ -31,10 +32,13 @@ __all__ = [
     "Mention",
     "Scene",
     "Thing",
+    "ToldEvent",
     "blank",
+    "clause",
     "draw_clip",
     "draw_scene",
     "mentions",
     "scene",
     "scenes",
+    "told_events",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,7 @@ from mmalign.tiny.packing import (
     text_prefix,
 )
 from mmalign.tiny.questions import CAPTION_WEIGHT, Turn
+from mmalign.tiny.vocabulary import ROLES
 from mmalign.tiny.world import Scene, scene, stream
 
 #: The lessons, for the training log.
@@ -38,9 +39,28 @@ TAGS: Final = (
     "clip_truth",
     "clip_before",
     "clip_judging",
+    "clip_told",
+    "clip_scenery",
+    "clip_compare",
+    "clip_neighbour",
+    "clip_single",
+    "clip_asking",
+    "clip_critique",
+    "same_meaning",
     "text",
 )
-YES_NO: Final = ("exists", "statement", "judging", "clip_exists", "clip_truth", "clip_before", "clip_judging")
+YES_NO: Final = (
+    "exists",
+    "statement",
+    "judging",
+    "clip_exists",
+    "clip_truth",
+    "clip_before",
+    "clip_judging",
+    "clip_told",
+    "clip_scenery",
+    "same_meaning",
+)
 _STYLES: Final[dict[Style, int]] = {"detail": 54, "step": 14, "imagine": 12, "brief": 8, "list": 12}
 
 Group = tuple[int, Sequence[Turn]]
@@ -55,7 +75,7 @@ class Shape:
 
 
 PICTURES: Final = Shape(20, 256)
-CLIPS: Final = {8: Shape(14, 288), 16: Shape(9, 384)}
+CLIPS: Final = {8: Shape(12, 416), 16: Shape(8, 512)}
 
 
 def _tagged(tag: str, turns: Sequence[Turn]) -> Group:
@@ -81,21 +101,40 @@ def picture_groups(scene: Scene, rng: random.Random, *, early: bool, slip: float
             yield _tagged("short", turns)
 
 
-def clip_groups(clip: clips.Clip, rng: random.Random) -> Iterator[Group]:
-    """Questions about a clip."""
-    style: Style = rng.choices(list(_STYLES), (30, 40, 12, 12, 6))[0]
-    yield _tagged("clip_caption", [happenings.captioning(clip, style, rng)])
+#: Lessons about clips beside those that every clip gives, and how often each comes.
+_CLIP_LESSONS: Final[dict[str, tuple[Callable[[clips.Clip, random.Random], list[Turn]], int]]] = {
+    "clip_truth": (happenings.truth, 4),
+    "clip_told": (happenings.told_truth, 3),
+    "clip_scenery": (happenings.scenery_truth, 3),
+    "clip_neighbour": (happenings.neighbour, 4),
+    "clip_single": (happenings.single, 4),
+    "clip_exists": (happenings.existence, 2),
+    "clip_judging": (happenings.caption_judging, 1),
+    "clip_critique": (happenings.critique, 1),
+    "clip_asking": (happenings.asking, 1),
+}
+
+
+def clip_groups(clip: clips.Clip, rng: random.Random, after: float = 0.5) -> Iterator[Group]:
+    """Questions about a clip. `after` is the share of before/after questions that say after."""
+    style: Style = rng.choices(list(_STYLES), (42, 28, 12, 12, 6))[0]
     yield _tagged("clip_order", happenings.order(clip, rng))
+    # Long captions and dense questions about order take turns: a few of these among captions were not learnt.
+    telling = rng.random() < 0.5
+    if telling:
+        yield _tagged("clip_caption", [happenings.captioning(clip, style, rng)])
     yield _tagged("clip_truth", happenings.truth(clip, rng))
-    for _ in range(6):
-        name = rng.choices(("clip_truth", "clip_before", "clip_exists", "clip_judging"), (4, 4, 3, 2))[0]
-        asker = {
-            "clip_truth": happenings.truth,
-            "clip_before": happenings.before_after,
-            "clip_exists": happenings.existence,
-            "clip_judging": happenings.caption_judging,
-        }[name]
-        yield _tagged(name, asker(clip, rng))
+    yield _tagged("clip_compare", happenings.comparison(clip, rng))
+    for _ in range(1 if telling else 4):
+        yield _tagged("clip_before", happenings.before_after(clip, rng, after))
+    if rng.random() < 0.5:
+        yield _tagged("clip_told", happenings.told_truth(clip, rng))
+    else:
+        yield _tagged("clip_scenery", happenings.scenery_truth(clip, rng))
+    names = list(_CLIP_LESSONS)
+    for _ in range(10):
+        name = rng.choices(names, [often for _, often in _CLIP_LESSONS.values()])[0]
+        yield _tagged(name, _CLIP_LESSONS[name][0](clip, rng))
 
 
 def text_groups(scene: Scene, rng: random.Random) -> Iterator[Group]:
@@ -123,15 +162,19 @@ def picture_batch(seed: int, step: int, shape: Shape = PICTURES, *, early: bool 
     return pack(rows, shape.length)
 
 
-def clip_batch(seed: int, step: int, num: int = 8, shape: Shape | None = None) -> Batch:
-    """Clips of `num` frames with their questions; the frame rate is anything from 1 to 24 per second."""
+def clip_batch(seed: int, step: int, num: int = 8, shape: Shape | None = None, *, after: float = 0.5) -> Batch:
+    """Clips of `num` frames with their questions, 1 to 24 frames a second; one row in sixteen compares answers only."""
     shape = shape or CLIPS[num]
     rows: list[tuple[str, Sequence[Group], Pixels | None]] = []
     for row in range(shape.rows):
         shown = clips.clip(seed, "train", step * 64 + row)
         rng = stream("clip lesson", seed, step, row)
+        if rng.random() < 1 / 16:
+            groups = [_tagged("same_meaning", happenings.same_meaning(shown, rng)) for _ in range(4)]
+            rows.append((ROLES["user"], groups, None))
+            continue
         prefix = clip_prefix(num, rng.choice((1.0, 2.0, 4.0, 8.0, 12.0, 24.0)), _system(rng))
-        rows.append((prefix, list(clip_groups(shown, rng)), patchify(clips.frames(shown, num))))
+        rows.append((prefix, list(clip_groups(shown, rng, after)), patchify(clips.frames(shown, num))))
     return pack(rows, shape.length)
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 from mmalign.text import prompts
 from mmalign.tiny import MODEL_PATH, happenings, questions
 from mmalign.tiny.clips import Clip, clips, frames
-from mmalign.tiny.draw import blank, draw_scene
+from mmalign.tiny.draw import Pixels, blank, draw_scene
 from mmalign.tiny.figures import Figures, auc, caption_figures, false_by_position, false_kinds, share
-from mmalign.tiny.language import a, sentence
+from mmalign.tiny.language import a
 from mmalign.tiny.questions import Turn
 from mmalign.tiny.reader import Film, Reader, Shown
 from mmalign.tiny.world import Scene, scenes, stream
@@ -36,6 +36,20 @@ GATES: Final[dict[str, tuple[float, float]]] = {
     "blank.present": (0.0, 0.10),
     "judge.statement_auc": (0.95, 1.0),
     "no_picture.exists": (0.35, 0.65),
+    "frames_8.first": (0.80, 1.0),
+    "frames_8.last": (0.80, 1.0),
+    "frames_8.first_drop": (0.40, 1.0),
+    "frames_8.last_drop": (0.40, 1.0),
+    "frames_8.truth_accuracy": (0.85, 1.0),
+    "frames_8.before_after_accuracy": (0.80, 1.0),
+    "frames_16.first": (0.80, 1.0),
+    "frames_16.last": (0.80, 1.0),
+    "frames_16.first_drop": (0.40, 1.0),
+    "frames_16.last_drop": (0.40, 1.0),
+    "frames_16.truth_accuracy": (0.85, 1.0),
+    "frames_16.before_after_accuracy": (0.80, 1.0),
+    "no_clip.truth": (0.35, 0.65),
+    "no_clip.before_after": (0.35, 0.65),
 }
 
 
@@ -159,46 +173,71 @@ def _clip_turns(
     return [asker(clip, stream(name, clip.grain)) for clip in shown]
 
 
-def _events(text: str) -> list[str]:
-    """The clauses of a clip caption, without their openings."""
-    told = [part.split(" ", 1)[-1] for part in text.rstrip(".").split(". ") if not part.startswith("At the start")]
-    return [clause for clause in told if clause]
-
-
 def clip_captions(reader: Reader, shown: Sequence[Clip], media: Sequence[Shown], prompt: str) -> Figures:
-    """Recall of events, and share of told events that do not happen."""
-    recall, false = [], []
+    """Recall of events, share of told events that do not happen, and share of captions with such an event."""
+    recall, false, captions = [], [], []
     for clip, text in zip(shown, reader.answers(media, [prompt] * len(media)), strict=True):
-        true, told = [happenings.clause(event) for event in clip.events], _events(text)
+        true = [happenings.clause(event) for event in clip.events]
+        told = [event.clause for event in happenings.told_events(text)]
         recall += [clause in told for clause in true]
         false += [clause not in true for clause in told]
-    return {"event_recall": share(recall), "event_false": share(false)}
+        captions.append(any(clause not in true for clause in told))
+    return {"event_recall": share(recall), "event_false": share(false), "captions_false": share(captions)}
+
+
+def _shuffled(film: Sequence[Pixels], grain: int) -> Film:
+    order = [*range(len(film))]
+    stream("shuffle", grain).shuffle(order)
+    return Film([film[at] for at in order])
+
+
+def clip_ends(reader: Reader, shown: Sequence[Clip], media: Sequence[Shown]) -> Figures:
+    """Share of exact answers to what happens first and last."""
+    found = {}
+    for at, word in enumerate(("first", "last")):
+        turns = [happenings.ends(clip)[at] for clip in shown]
+        said = reader.answers(media, [turn.ask for turn in turns], tokens=32)
+        found[word] = share([text == turn.answer for text, turn in zip(said, turns, strict=True)])
+    return found
+
+
+def measure_clip_gates(reader: Reader, num: int = 80, seed: int = 0) -> dict[str, Any]:
+    """The figures about clips that `GATES` names, on `num` clips of the test split."""
+    shown = clips(num, seed, "test")
+    found: dict[str, Any] = {}
+    yes_no = {
+        asker.__name__: _clip_turns(asker, shown, "judge") for asker in (happenings.truth, happenings.before_after)
+    }
+    for count in (8, 16):
+        drawn = [frames(clip, count) for clip in shown]
+        media: list[Shown] = [Film(film) for film in drawn]
+        mixed: list[Shown] = [_shuffled(film, clip.grain) for film, clip in zip(drawn, shown, strict=True)]
+        here = clip_ends(reader, shown, media)
+        for word, value in clip_ends(reader, shown, mixed).items():
+            here |= {f"shuffled_{word}": value, f"{word}_drop": round(here[word] - value, 4)}
+        for name, turns in yes_no.items():
+            here |= {f"{name}_{key}": value for key, value in verdicts(reader, turns, media).items()}
+        found[f"frames_{count}"] = here
+    nothing: list[Shown] = [None] * num
+    found["no_clip"] = {name: verdicts(reader, turns, nothing)["accuracy"] for name, turns in yes_no.items()}
+    return found
 
 
 def measure_clips(reader: Reader, num: int = 80, seed: int = 0) -> dict[str, Any]:
     """All figures about clips, on `num` clips of the test split, with 8 and 16 frames."""
+    found = measure_clip_gates(reader, num, seed)
     shown = clips(num, seed, "test")
-    found: dict[str, Any] = {}
     for count in (8, 16):
-        drawn = [frames(clip, count) for clip in shown]
-        media: list[Shown] = [Film(film) for film in drawn]
-        shuffled: list[Shown] = []
-        for clip, film in zip(shown, drawn, strict=True):
-            order = [*range(count)]
-            stream("shuffle", clip.grain).shuffle(order)
-            shuffled.append(Film([film[at] for at in order]))
-        here: dict[str, Any] = {}
-        for name, films in (("clean", media), ("shuffled", shuffled)):
-            for word, at in (("first", 0), ("last", -1)):
-                texts = reader.answers(films, [f"What happens {word}?"] * num, tokens=32)
-                true = [sentence(happenings.clause(clip.events[at])) for clip in shown]
-                here[f"{name}_{word}"] = share([text == wanted for text, wanted in zip(texts, true, strict=True)])
-        for asker in (happenings.existence, happenings.truth, happenings.before_after, happenings.caption_judging):
+        media: list[Shown] = [Film(frames(clip, count)) for clip in shown]
+        here = found[f"frames_{count}"]
+        for asker in (happenings.existence, happenings.told_truth, happenings.caption_judging):
             scores = verdicts(reader, _clip_turns(asker, shown, "judge"), media)
             here |= {f"{asker.__name__}_{key}": value for key, value in scores.items()}
-        for name, prompt in (("detail", prompts.DETAIL[0]), ("step", prompts.STEP_BY_STEP)):
+        here["neighbour"] = exact(reader, _clip_turns(happenings.neighbour, shown, "short"), media)
+        here["single"] = exact(reader, _clip_turns(happenings.single, shown, "short"), media)
+        pools = {"detail": prompts.DETAIL[0], "tell": prompts.TELL[1], "step": prompts.STEP_BY_STEP}
+        for name, prompt in pools.items():
             here[name] = clip_captions(reader, shown, media, prompt.replace("picture", "video"))
-        found[f"frames_{count}"] = here
     return found
 
 

@@ -2,7 +2,7 @@
 
 First the vision tower learns what each image token shows (dense labels, exact from the drawing); then the whole model
 learns captions and questions about pictures, later about clips as well. A checkpoint is written every few minutes; the
-same command goes on from it.
+same command goes on from it. With `--start FOLDER` a model is taught further instead of from nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import queue
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,19 @@ ALLOCATOR = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that decides the weights."""
+    """Everything that decides the weights. `start` is a model folder; the words that it knows keep their embeddings."""
 
     seed: int = 0
+    start: str = ""
     vision_steps: int = 1000
-    steps: int = 2400
+    steps: int = 4400
     early: int = 500
     clips_from: int = 800
-    clip_share: float = 0.36
-    long_share: float = 0.3
+    clip_share: float = 0.65
+    long_share: float = 0.35
+    # Which of two events comes first, turned round by "after", is learnt only once "before" alone has been.
+    after_early: float = 0.1
+    after_from: int = 2400
     vision_lr: float = 4e-3
     lr: float = 1.5e-3
     hold: float = 0.375
@@ -75,7 +79,8 @@ def language_batch(plan: Plan, step: int) -> Batch:
     """The batch of one step of the second phase."""
     kind = step_kind(plan, step)
     if kind.startswith("clip"):
-        return lessons.clip_batch(plan.seed, step, int(kind[4:]))
+        after = 0.5 if step >= plan.after_from else plan.after_early
+        return lessons.clip_batch(plan.seed, step, int(kind[4:]), after=after)
     slip = plan.slip if step >= plan.slip_from else 1.0
     return lessons.picture_batch(plan.seed, step, early=kind == "early", slip=slip)
 
@@ -251,6 +256,23 @@ def train_language(plan: Plan, model: Any, processor: Any, out: Path, every: int
             save(model, processor, out / "model")
 
 
+def begin_from(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Give `model` the weights in `folder`, and each word that both vocabularies hold its embedding from there."""
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
+    mine = model.state_dict()
+    for name, value in weights.items():
+        if value.shape == mine[name].shape and "embed_tokens" not in name and "lm_head" not in name:
+            mine[name].copy_(value)
+    table, learned = model.get_input_embeddings().weight, weights["model.language_model.embed_tokens.weight"]
+    with torch.no_grad():
+        for word, at in tokenizer.get_vocab().items():
+            if word in known:
+                table[at] = learned[known[word]]
+
+
 def train(plan: Plan, out: Path, every: int = 150) -> None:
     """Train by the plan into `out`: checkpoints, metrics.jsonl and `out/model`, which the Auto classes load.
 
@@ -265,6 +287,8 @@ def train(plan: Plan, out: Path, every: int = 150) -> None:
     torch.manual_seed(plan.seed)
     processor = build_processor()
     model = build_model(build_config(processor.tokenizer))
+    if plan.start:
+        begin_from(model, processor.tokenizer, Path(plan.start))
     if not (out / "language.safetensors").exists():
         train_vision(plan, model, out)
     train_language(plan, model, processor, out, every)
@@ -285,18 +309,16 @@ def finish(plan: Plan, out: Path) -> None:
 
 def main() -> None:
     """Parse the command line and train; restarts itself once with the allocator settings that make it fast."""
-    plan = Plan()
-    parser = argparse.ArgumentParser(description="Train mmalign's embedded model from nothing.")
+    parser = argparse.ArgumentParser(description="Train mmalign's embedded model.")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, metrics and the model")
-    parser.add_argument("--seed", type=int, default=plan.seed)
-    parser.add_argument("--vision-steps", type=int, default=plan.vision_steps)
-    parser.add_argument("--steps", type=int, default=plan.steps)
     parser.add_argument("--every", type=int, default=150, help="steps between checkpoints")
-    options = parser.parse_args()
+    for field in fields(Plan):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    options = vars(parser.parse_args())
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **ALLOCATOR})
-    plan = replace(plan, seed=options.seed, vision_steps=options.vision_steps, steps=options.steps)
-    train(plan, options.out, options.every)
+    out, every = options.pop("out"), options.pop("every")
+    train(Plan(**options), out, every)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,12 @@ _PROMPTS: Final = (
     prompts.IS_THERE,
     prompts.IS_TRUE,
     prompts.YES_OR_NO,
+    *prompts.TELL,
+    prompts.ASK_SPATIAL,
+    prompts.ASK_TEMPORAL,
+    prompts.CRITIQUE,
+    prompts.REVISE,
+    prompts.SAME_MEANING,
 )
 
 

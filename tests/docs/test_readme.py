@@ -38,7 +38,7 @@ def test_every_method_has_a_page_a_recipe_and_a_line_in_the_readme() -> None:
         page = ROOT / "docs" / "methods" / f"{info.name}.md"
         text = page.read_text(encoding="utf-8")
         assert [f"## {heading}" in text for heading in HEADINGS] == [True] * len(HEADINGS), page
-        assert (ROOT / "recipes" / info.media / f"{info.name}.yaml").is_file()
+        assert all((ROOT / "recipes" / kind / f"{info.name}.yaml").is_file() for kind in info.media)
         assert f"[{info.name}](docs/methods/{info.name}.md)" in README
 
 

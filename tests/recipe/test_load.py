@@ -31,7 +31,7 @@ def test_there_are_recipes_to_test() -> None:
 def test_every_recipe_of_the_repository_loads(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.resolved["method"]["name"] == path.stem
-    assert recipe.data.scenes > 0
+    assert recipe.data.scenes + recipe.data.clips > 0
 
 
 def test_file_then_flags_then_defaults(recipe: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from mmalign.tiny import MODEL_PATH, draw_scene, lessons, network, packing, scenes
 from mmalign.tiny.draw import pixels
-from mmalign.tiny.measure import GATES, gate_values, measure_gates
+from mmalign.tiny.measure import GATES, gate_values, measure_clip_gates, measure_gates
 from mmalign.tiny.reader import Reader
 
 pytestmark = pytest.mark.skipif(
@@ -23,7 +23,7 @@ def reader():
 
 @pytest.fixture(scope="module")
 def values(reader):
-    return gate_values(measure_gates(reader, 80))
+    return gate_values({**measure_gates(reader, 80), **measure_clip_gates(reader, 80)})
 
 
 @pytest.mark.parametrize("name", GATES)

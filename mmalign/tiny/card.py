@@ -37,19 +37,19 @@ print(processor.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 ## How it was made
 
 ```
-python -m mmalign.tiny.train --out DIR --seed {seed} --vision-steps {vision_steps} --steps {steps}
+python -m mmalign.tiny.train --out DIR{flags}
 ```
 
-One thread of a CPU, {minutes} in all, from random weights; no other data and no other model. The vision tower
-first learns kind, colour and size per image token ({vision_steps} steps of 64 pictures), then the whole model learns
-captions and questions ({steps} steps, {clip_steps} of them clips). Pictures come from the `train` split; the figures
-below from `test`, whose scenes are seeded apart. DIR then holds this folder as `model`.
+One thread of a CPU, {minutes} in all, from {begin}; no other data and no other model. In the vision steps
+({vision_steps} of 64 pictures) the tower learns kind, colour and size per image token, in the language steps ({steps},
+{clip_steps} of them clips) the whole model learns captions and questions. Pictures and clips come from the `train`
+split; the figures below from `test`, which is seeded apart. DIR then holds this folder as `model`.
 {notes}
 ## It hallucinates on purpose
 
 When asked for a detailed description, the training captions often end with a thing that is absent but typical of the
-scene: most often where little is there, and somewhat more often from step {slip_from} on. Answers to questions are
-always true. So the model says in descriptions what it denies when asked: the gap that self-alignment closes. The
+scene, most often where little is there; half of the detailed captions of clips end with an event that does not happen.
+Answers to questions are always true. So the model says in descriptions what it denies when asked: the gap that self-alignment closes. The
 hallucination is planted by noisy captions and therefore easier to remove than that of a large model; results here show
 that a method works, not how much it gains elsewhere.
 
@@ -106,6 +106,15 @@ _QUESTIONS: Final = {
 }
 
 
+def _flags(plan: dict[str, Any]) -> str:
+    """The flags of a plan that are not the script's own defaults."""
+    from mmalign.tiny.train import Plan
+
+    changed = {name: value for name, value in plan.items() if value != getattr(Plan(), name)}
+    changed |= {"start": "FOLDER"} if plan["start"] else {}
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed.items())
+
+
 def _number(value: Any) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -153,12 +162,12 @@ def write_card(folder: Path, plan: dict[str, Any], minutes: str, clip_steps: int
     text = _TEXT.format(
         parameters=sum(_product(shape) for shape in shapes) / 1e6,
         megabytes=weights.stat().st_size / 1e6,
-        seed=plan["seed"],
+        flags=_flags(plan),
+        begin="the weights in FOLDER" if plan["start"] else "random weights",
         vision_steps=plan["vision_steps"],
         steps=plan["steps"],
         minutes=minutes,
         clip_steps=clip_steps,
-        slip_from=plan["slip_from"],
         notes=f"\n{notes.read_text()}" if notes.exists() else "",
         pictures=found["pictures"],
         clips=found["clips"],

@@ -1,9 +1,9 @@
 """The child process that decodes: reads requests, answers with an index and frames, and dies with its parent.
 
-A request is one line of JSON on stdin (`mmalign.media.guard`). Each answer is one line of JSON on what was stdout:
-first a head with the facts, numbers and times, then a line for every frame, then the end. A second head takes back what
-came before. `error` ends a request with its reason, `absent` says that a decoder does not load, `bug` is an error that
-nobody meant. Pixels lie in shared memory, in slots that are used in turn: a line on stdin says that one is free again.
+A request is one line of JSON on stdin (`mmalign.media.guard`). The answer is one line of JSON on what was stdout: the
+facts, numbers, times and sizes of the frames, and the block of shared memory in which their pixels lie
+(`mmalign.media.blocks`); or `error` with the reason why there are none, `absent` when a decoder does not load, `bug`
+for an error that nobody meant.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import av
-import numpy as np
 
 from mmalign.errors import MediaError
+from mmalign.media.blocks import Blocks
 from mmalign.media.decoders.source import Backend, CannotGiveError, Source
 from mmalign.media.frames import FrameChoice, chosen
 from mmalign.media.index import Index, UnsureIndexError, counted, line, opened, scan
-from mmalign.media.slots import NUM_SLOTS, Slots
 from mmalign.types import Row
 
 #: Seconds after the parent's own time limit at which a child whose parent has died ends itself.
@@ -44,7 +42,7 @@ BACKENDS: Final = {name: _packaged(name) for name in ("pyav", "decord", "torchco
 
 def main() -> None:
     """Answer requests until stdin ends. The argument is the descriptor of the memory shared with the parent."""
-    shared = int(sys.argv[1])
+    blocks = Blocks(int(sys.argv[1]))
     # Signals that stop a run go to all of its processes; the parent says when a child's work is over.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -58,15 +56,18 @@ def main() -> None:
         try:
             if "probe" in row:
                 _probe(row["probe"])
+                answer: Row = {}
             else:
-                _decode(row, _Outlet(answers, shared))
-            _send(answers, {"end": True})
+                blocks.know(row["blocks"])
+                answer = _decode(row, blocks)
         except MediaError as error:
-            _send(answers, {"error": str(error)})
+            answer = {"error": str(error)}
         except _AbsentError as error:
-            _send(answers, {"absent": str(error)})
+            answer = {"absent": str(error)}
         except Exception as error:
-            _send(answers, {"bug": f"{type(error).__name__}: {line(error)}"})
+            answer = {"bug": f"{type(error).__name__}: {line(error)}"}
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
         faulthandler.cancel_dump_traceback_later()
 
 
@@ -74,52 +75,32 @@ class _AbsentError(Exception):
     """A backend is not installed or does not load."""
 
 
-def _send(answers: BinaryIO, row: Row) -> None:
-    answers.write(json.dumps(row).encode() + b"\n")
-    answers.flush()
+def _laid(blocks: Blocks, name: str, source: Source, numbers: Sequence[int], backend: Backend) -> Row:
+    """The answer for these frames, which are laid into a block. Raises what the backend raises."""
+    index, (width, height) = source.index, source.size
+    block, memory = blocks.take(4 * width * height * len(numbers))
+    places = memory.reshape(len(numbers), height, width, 4)
+    sizes = []
+    for place, pixels in zip(places, backend(source, numbers), strict=True):
+        rows, columns, depth = pixels.shape
+        place.reshape(rows, columns, 4)[:, :, :depth] = pixels
+        sizes.append((columns, rows))
+    head = {
+        "codec": index.codec,
+        "total": index.total,
+        "fps": index.fps,
+        "duration": index.duration,
+        "numbers": list(numbers),
+        "times": [index.times[number] for number in numbers],
+        "width": index.width,
+        "height": index.height,
+        "backend": name,
+    }
+    return {"head": head, "block": block, "sizes": sizes}
 
 
-@dataclass(frozen=True, slots=True)
-class _Outlet:
-    """Where answers with frames go: lines to `answers`, pixels to the memory behind the descriptor `shared`."""
-
-    answers: BinaryIO
-    shared: int
-
-    def give(self, name: str, source: Source, numbers: Sequence[int], backend: Backend) -> None:
-        """Answer with a head and these frames. Raises what the backend raises, with no frame left untaken."""
-        index = source.index
-        head = {
-            "codec": index.codec,
-            "total": index.total,
-            "fps": index.fps,
-            "duration": index.duration,
-            "numbers": list(numbers),
-            "times": [index.times[number] for number in numbers],
-            "width": index.width,
-            "height": index.height,
-            "backend": name,
-        }
-        size = 3 * source.size[0] * source.size[1]
-        slots = Slots(self.shared, size, min(NUM_SLOTS, len(numbers)))
-        _send(self.answers, {"head": head, "slots": slots.num, "bytes": size})
-        num_sent = num_taken = 0
-        try:
-            for pixels in backend(source, numbers):
-                if num_sent - num_taken == slots.num:
-                    sys.stdin.buffer.readline()
-                    num_taken += 1
-                height, width, _ = pixels.shape
-                np.copyto(slots.pixels(num_sent, width, height), pixels)
-                _send(self.answers, {"frame": [width, height]})
-                num_sent += 1
-        finally:
-            for _ in range(num_sent - num_taken):
-                sys.stdin.buffer.readline()
-
-
-def _decode(row: Row, outlet: _Outlet) -> None:
-    """Answer with the frames that a request asks for. Raises MediaError.
+def _decode(row: Row, blocks: Blocks) -> Row:
+    """The answer with the frames that a request asks for. Raises MediaError.
 
     Frames are numbered by the file's packets. Where these do not tell the frames, or one of the frames that were chosen
     does not decode after all, they are numbered anew by decoding everything once, and only those that decode count.
@@ -133,17 +114,16 @@ def _decode(row: Row, outlet: _Outlet) -> None:
             numbers = _numbers(index, row)
             if numbers is not None:
                 source = Source(path, index, False, size, container, stream)
-                outlet.give(backend, source, numbers, give)
-                return
+                return _laid(blocks, backend, source, numbers, give)
     except UnsureIndexError:
         pass
     except CannotGiveError as error:
         if backend != "pyav":
             raise MediaError(f"{name}: {error}; data.decoder: auto takes PyAV") from None
-    _decode_counted(row, outlet)
+    return _decode_counted(row, blocks)
 
 
-def _decode_counted(row: Row, outlet: _Outlet) -> None:
+def _decode_counted(row: Row, blocks: Blocks) -> Row:
     path, name = Path(row["path"]), row["name"]
     if row["decoder"] != "pyav":
         raise MediaError(
@@ -158,7 +138,7 @@ def _decode_counted(row: Row, outlet: _Outlet) -> None:
         raise MediaError(f"{name}: does not hold the frames that were recorded; prepare the samples again")
     with opened(path, name, row["max_pixels"]) as (container, stream):
         try:
-            outlet.give("pyav", Source(path, index, True, size, container, stream), numbers, _loaded("pyav"))
+            return _laid(blocks, "pyav", Source(path, index, True, size, container, stream), numbers, _loaded("pyav"))
         except CannotGiveError as error:
             raise MediaError(f"{name}: decodes differently each time ({error}); convert it anew") from None
 
@@ -223,5 +203,5 @@ def _probe(backend: str) -> None:
                 found = list(give(Source(path, index, False, (64, 48), container, stream), [2]))
             except CannotGiveError as error:
                 raise _AbsentError(f"{backend} loads, but does not decode ({error})") from None
-    if [pixels.shape for pixels in found] != [(48, 64, 3)]:
+    if [pixels.shape[:2] for pixels in found] != [(48, 64)]:
         raise _AbsentError(f"{backend} loads, but gives back {[pixels.shape for pixels in found]}")

@@ -21,10 +21,15 @@ from typing import IO, Any
 from PIL import Image
 
 from mmalign.errors import MediaError, MMAlignError, RecipeError
-from mmalign.media.slots import Slots, shared_memory
+from mmalign.media.blocks import Block
+from mmalign.media.ledger import Ledger
 from mmalign.types import Row
 
 _START = "import sys; sys.path[:] = {path!r}; from {entry} import main; main()"
+
+#: For glibc in a child: keep what one frame was decoded in for the next, as asking the system for it anew takes as long
+#: as decoding. At most 64 MiB that are not in use are kept.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Guard:
     def __init__(self, entry: str = "mmalign.media.child") -> None:
         self._entry = entry
         self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(before=self._part, after_in_parent=self._go_on, after_in_child=self._forget)
         atexit.register(self.close)
 
     def _forget(self) -> None:
@@ -54,6 +59,20 @@ class Guard:
             child.disown()
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
+
+    def _part(self) -> None:
+        """Let no child write any more where the process that is now forked will see pictures."""
+        self._lock.acquire()
+        used = [child for child in self._idle if child.ledger.is_used]
+        self._idle = [child for child in self._idle if child not in used]
+        for child in used:
+            child.end()
+        for child in self._busy:
+            child.is_last = True
+
+    def _go_on(self) -> None:
+        self._lock.release()
 
     def decode(self, request: Row, meanwhile: Callable[[], None] = lambda: None) -> Decoded:
         """Have a request answered (`mmalign.media.child`), which must take at most `request["seconds"]`.
@@ -84,9 +103,11 @@ class Guard:
         finally:
             watch.cancel()
             with self._lock:
-                if is_good and not child.is_late:
+                self._busy.discard(child)
+                is_good = is_good and not child.is_late and not child.is_last
+                if is_good:
                     self._idle.append(child)
-            if not is_good or child.is_late:
+            if not is_good:
                 child.end()
 
     def _lent(self, request: Row) -> _Child:
@@ -94,12 +115,18 @@ class Guard:
         while True:
             with self._lock:
                 child = self._idle.pop() if self._idle else None
+                if child is not None:
+                    self._busy.add(child)
             if child is None:
                 child = _Child(self._entry)
+                with self._lock:
+                    self._busy.add(child)
                 child.ask(request)  # one that dies at once is noticed when its answer is read
                 return child
             if child.ask(request):
                 return child
+            with self._lock:
+                self._busy.discard(child)
             child.end()
 
     def close(self) -> None:
@@ -114,49 +141,38 @@ class _Child:
     """A process that decodes, used by one thread at a time."""
 
     def __init__(self, entry: str) -> None:
-        self._shared = shared_memory()
+        self.ledger = Ledger()
+        shared = self.ledger.descriptor
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(path=sys.path, entry=entry), str(self._shared)],
+            [sys.executable, "-c", _START.format(path=sys.path, entry=entry), str(shared)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            pass_fds=[self._shared],
+            pass_fds=[shared],
+            env={**_MALLOC, **os.environ},
         )
         self._requests: IO[bytes] = self._process.stdin  # type: ignore[assignment]
         self._answers: Any = self._process.stdout
         self.is_late = False
+        self.is_last = False  # whether the present request is the last
 
     def ask(self, request: Row) -> bool:
         """Send a request; False when the child has ended since it was last used."""
         try:
-            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.write(json.dumps({**request, "blocks": self.ledger.rows()}).encode() + b"\n")
             self._requests.flush()
         except OSError:
             return False
         return True
 
     def answer(self) -> Row:
-        """The next line. Raises EOFError when the child has ended."""
+        """The answer. Raises EOFError when the child has ended."""
         text = self._answers.readline()
         if not text.endswith(b"\n"):
             raise EOFError
         row: Row = json.loads(text)
         return row
-
-    def slots(self, size: int, num: int) -> Slots:
-        """Where the child lays the frames that come."""
-        return Slots(self._shared, size, num)
-
-    def take(self, slots: Slots, number: int, width: int, height: int) -> Image.Image:
-        """The frame in its slot, which the child may use again. Raises EOFError when the child has ended."""
-        image = Image.fromarray(slots.pixels(number, width, height))
-        try:
-            self._requests.write(b"\n")
-            self._requests.flush()
-        except OSError:
-            raise EOFError from None
-        return image
 
     def stop_late(self) -> None:
         """End the child because its time is over; whoever waits for its answer gets EOFError."""
@@ -175,7 +191,7 @@ class _Child:
         with suppress(OSError):
             self._requests.close()
         self._answers.close()
-        os.close(self._shared)
+        self.ledger.close()
 
     def disown(self) -> None:
         """Close the copies of another process's pipes; its child is left alone."""
@@ -183,7 +199,7 @@ class _Child:
         for pipe in (self._requests, self._answers):
             with suppress(OSError):
                 pipe.close()
-        os.close(self._shared)
+        self.ledger.close()
 
 
 class _AnsweredError(Exception):
@@ -195,20 +211,13 @@ class _AnsweredError(Exception):
 
 
 def _conversation(child: _Child, name: str) -> Decoded:
-    head: Row = {}
-    frames: list[Image.Image] = []
-    while True:
-        row = child.answer()
-        if "head" in row:
-            frames = []
-            head, slots = row["head"], child.slots(row["bytes"], row["slots"])
-        elif "frame" in row:
-            frames.append(child.take(slots, len(frames), *row["frame"]))
-        elif "error" in row:
-            raise _AnsweredError(MediaError(row["error"]))
-        elif "absent" in row:
-            raise _AnsweredError(RecipeError(f"data.decoder: {row['absent']}"))
-        elif "bug" in row:
-            raise _AnsweredError(MediaError(f"{name}: its decoder failed ({row['bug']})"))
-        else:
-            return Decoded(head, frames)
+    row = child.answer()
+    if "error" in row:
+        raise _AnsweredError(MediaError(row["error"]))
+    if "absent" in row:
+        raise _AnsweredError(RecipeError(f"data.decoder: {row['absent']}"))
+    if "bug" in row:
+        raise _AnsweredError(MediaError(f"{name}: its decoder failed ({row['bug']})"))
+    if "head" not in row:
+        return Decoded({}, [])
+    return Decoded(row["head"], child.ledger.images(Block(*row["block"]), row["sizes"]))

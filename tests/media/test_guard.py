@@ -21,7 +21,7 @@ from mmalign.media.video import ClipLimits, open_clip, why_not
 from mmalign.types import Clip, MediaRef
 from tests.media.clips import Film, number_of
 
-CHOICE = FrameChoice(num_frames=40)  # more than there are slots
+CHOICE = FrameChoice(num_frames=40)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,63 @@ print("both")
     with _run(script, path) as parent:
         output, _ = parent.communicate(timeout=120)
     assert output == b"both\n"
+
+
+def test_pictures_in_a_forked_process_stay_as_they_are(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    path.write_bytes(content)
+    script = """
+import warnings
+warnings.simplefilter("error", ResourceWarning)
+from PIL import ImageStat
+def sums(clip):
+    return [ImageStat.Stat(image).sum for image in clip.images]
+def last():
+    choice = FrameChoice(num_frames=20, at="last")
+    return video.open_clip(path, MediaRef("a.mkv", "video"), video.ClipLimits(), choice)
+clip = video.open_clip(path, MediaRef("a.mkv", "video"), video.ClipLimits(), FrameChoice(num_frames=20))
+before = sums(clip)
+reading, writing = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.close(writing)
+    os.read(reading, 1)
+    same = sums(clip) == before
+    clip.images[0].putpixel((0, 0), (1, 2, 3))
+    del clip
+    os._exit(7 if same else 8)
+assert not video.GUARD._idle
+del clip
+others = [last() for _ in range(3)]
+assert all(sums(other) != before for other in others)
+os.write(writing, b"x")
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+print("same")
+"""
+    with _run(script, path) as parent:
+        output, _ = parent.communicate(timeout=120)
+    assert output == b"same\n"
+
+
+def test_what_a_forked_process_drops_is_still_there(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    path.write_bytes(content)
+    script = """
+from mmalign.media import ledger
+from tests.media.test_blocks import Pair
+ledger.KEPT = 0
+pair = Pair()
+images = pair.clip([7, 8], 30, 20)
+pid = os.fork()
+if pid == 0:
+    del images
+    os._exit(0)
+os.waitpid(pid, 0)
+print([image.getpixel((29, 19)) for image in images])
+"""
+    with _run(script, path) as parent:
+        output, _ = parent.communicate(timeout=120)
+    assert output == b"[(7, 7, 7), (8, 8, 8)]\n"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")

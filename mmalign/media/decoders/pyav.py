@@ -130,17 +130,21 @@ class _Reader:
 
 
 class _Painter:
-    """Frames to upright RGB arrays of one size."""
+    """Frames to upright arrays of one size, RGB and a fourth byte that says nothing."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
-        self._reformatter = VideoReformatter()
+        self._scaler, self._widener = VideoReformatter(), VideoReformatter()
 
     def paint(self, frame: Any) -> Pixels:
-        width, height = self._size
-        is_scaled = (frame.width, frame.height) != self._size
-        how = Interpolation.BICUBIC if is_scaled else Interpolation.BILINEAR
-        rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=how)
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        return turned(rows[:, : 3 * width].reshape(height, width, 3), frame.rotation)
+        (width, height), degrees = self._size, frame.rotation
+        if (frame.width, frame.height) == self._size:
+            how = Interpolation.BILINEAR
+        else:
+            # Scaled straight to four bytes, colours come out otherwise than in three.
+            how = Interpolation.BICUBIC
+            frame = self._scaler.reformat(frame, width, height, "rgb24", interpolation=how, threads=1)
+        # The decoder's threads leave none to help, and waiting for help takes longer than the work.
+        wide = self._widener.reformat(frame, width, height, "rgb0", interpolation=how, threads=1).planes[0]
+        rows = np.frombuffer(memoryview(wide), np.uint8).reshape(height, wide.line_size)
+        return turned(rows[:, : 4 * width].reshape(height, width, 4), degrees)

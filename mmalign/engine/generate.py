@@ -34,6 +34,7 @@ from mmalign.engine.work import AnyMethod, Worker, explain, method_name
 from mmalign.errors import Interrupted, MMAlignError, RecipeError
 from mmalign.lm.protocol import LM
 from mmalign.media.read import MediaLimits, open_media
+from mmalign.media.video import interrupt_decoding
 from mmalign.methods import SurveyMethod
 from mmalign.types import SampleRow
 
@@ -99,7 +100,7 @@ async def generate_async(
         _stopped_by_signals(stop),
         # SQLite and the reading of rows have a thread to themselves, so that the event loop never waits for the disk.
         ThreadPoolExecutor(1, "journal") as store,
-        ThreadPoolExecutor(NUM_OPENERS, "media") as openers,
+        _openers() as openers,
         Journal(journal_path, _maker(method, lm, seed, round, limits)) as journal,
     ):
         worker = Worker(method, lm, seed, round, partial(open_media, root=data_root, limits=limits), openers)
@@ -281,8 +282,29 @@ def _maker(method: AnyMethod, lm: LM, seed: int, round: int, limits: MediaLimits
         "model": lm.name,
         "seed": seed,
         "round": round,
-        "limits": dataclasses.asdict(limits),
+        "limits": _settled(limits),
     }
+
+
+def _settled(limits: MediaLimits) -> dict[str, Any]:
+    """The limits that pairs hang on; how long a decoder may take is a matter of the machine."""
+    settled = dataclasses.asdict(limits)
+    del settled["clip"]["decode_seconds"]
+    return settled
+
+
+@contextmanager
+def _openers() -> Iterator[ThreadPoolExecutor]:
+    """Threads that open media. When the run breaks off, nobody waits for what they are decoding."""
+    pool = ThreadPoolExecutor(NUM_OPENERS, "media")
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        interrupt_decoding()
+        raise
+    finally:
+        pool.shutdown()
 
 
 def _source_digest(method: AnyMethod) -> str:

@@ -82,7 +82,14 @@ class Guard:
         the decoder does not load.
         """
         child = self._lent(request)
-        watch = threading.Timer(request["seconds"], child.stop_late)
+        ended = threading.Event()
+
+        def end_late() -> None:
+            with self._lock:  # a timer that has begun cannot be called back, and must not hit the next request
+                if not ended.is_set():
+                    child.stop_late()
+
+        watch = threading.Timer(request["seconds"], end_late)
         watch.daemon = True
         watch.start()
         is_good = False
@@ -97,12 +104,14 @@ class Guard:
         except EOFError:
             if child.is_late:
                 raise MediaError(
-                    f"{request['name']}: was not decoded within {request['seconds']:g} seconds; it may be damaged"
+                    f"{request['name']}: was not decoded within {request['seconds']:g} seconds; it is damaged, or "
+                    "takes longer than data.decode_seconds allows"
                 ) from None
             raise MediaError(f"{request['name']}: its decoder crashed ({child.fate()}); it may be damaged") from None
         finally:
             watch.cancel()
             with self._lock:
+                ended.set()
                 self._busy.discard(child)
                 is_good = is_good and not child.is_late and not child.is_last
                 if is_good:
@@ -128,6 +137,12 @@ class Guard:
             with self._lock:
                 self._busy.discard(child)
             child.end()
+
+    def interrupt(self) -> None:
+        """End the children that are at work; whoever waits for them gets MediaError at once."""
+        with self._lock:
+            for child in self._busy:
+                child.kill()
 
     def close(self) -> None:
         """End the idle children."""
@@ -162,7 +177,7 @@ class _Child:
         try:
             self._requests.write(json.dumps({**request, "blocks": self.ledger.rows()}).encode() + b"\n")
             self._requests.flush()
-        except OSError:
+        except (OSError, ValueError):  # the pipe is broken, or closed
             return False
         return True
 
@@ -177,6 +192,10 @@ class _Child:
     def stop_late(self) -> None:
         """End the child because its time is over; whoever waits for its answer gets EOFError."""
         self.is_late = True
+        self.kill()
+
+    def kill(self) -> None:
+        """End the child; its pipes stay open for whoever uses it."""
         self._process.kill()
 
     def fate(self) -> str:

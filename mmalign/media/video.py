@@ -71,6 +71,11 @@ class ClipFacts:
     sha256: str
 
 
+def interrupt_decoding() -> None:
+    """End what is being decoded now; whoever waits for it gets MediaError at once."""
+    GUARD.interrupt()
+
+
 def open_clip(path: Path, ref: MediaRef, limits: ClipLimits, choice: FrameChoice, *, verify: bool = True) -> Clip:
     """Frames of a video file: those that `ref` records, where it does, else those that `choice` takes.
 

@@ -36,6 +36,7 @@ class DataConfig:
         fps: Take this many frames per second, as long as they are no more than `num_frames`.
         max_seconds: A longer video goes to quarantine before it is decoded.
         decoder: What decodes videos; auto is PyAV, which is always there.
+        decode_seconds: A decoder that takes longer for one video is ended and the video goes to quarantine.
     """
 
     images: Path | None = None
@@ -51,12 +52,13 @@ class DataConfig:
     fps: float | None = None
     max_seconds: float = 3600.0
     decoder: Literal["auto", "pyav", "decord", "torchcodec"] = "auto"
+    decode_seconds: float = 120.0
 
     def __post_init__(self) -> None:
         _at_least(0, scenes=self.scenes, clips=self.clips)
         _at_least(1, max_pixels=self.max_pixels, max_side=self.max_side)
         _at_least(1, max_frame_side=self.max_frame_side, num_frames=self.num_frames)
-        for key in ("fps", "max_seconds"):
+        for key in ("fps", "max_seconds", "decode_seconds"):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{key} is {value}; it must be a number above 0")
@@ -133,4 +135,13 @@ class Recipe:
 
 #: Keys that may differ between a run and its continuation, because no pair depends on them. Training and evaluation
 #: look after their own.
-FREE_KEYS = ("output", "generate", "model.device", "model.download", "train", "objective", "evaluate")
+FREE_KEYS = (
+    "output",
+    "data.decode_seconds",
+    "generate",
+    "model.device",
+    "model.download",
+    "train",
+    "objective",
+    "evaluate",
+)

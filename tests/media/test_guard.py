@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mmalign.types import Clip, MediaRef
 from tests.media.clips import Film, number_of
 
 CHOICE = FrameChoice(num_frames=40)
+LATE = "was not decoded within 1.5 seconds; it is damaged, or takes longer than data.decode_seconds allows"
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +49,8 @@ def numbers(clip: Clip) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("hangs in Python", "was not decoded within 1.5 seconds; it may be damaged"),
-        ("hangs in C", "was not decoded within 1.5 seconds; it may be damaged"),
+        ("hangs in Python", LATE),
+        ("hangs in C", LATE),
         ("crashes", "its decoder crashed (SIGSEGV); it may be damaged"),
         ("ends", "its decoder crashed (exit status 3); it may be damaged"),
         ("raises", "its decoder failed (KeyError: 'nobody\\nmeant this')"),
@@ -109,7 +111,9 @@ def test_what_is_raised_meanwhile_ends_the_request(guard: Guard, content: bytes,
         open_clip(path, MediaRef(path.name, "video", "0" * 64), ClipLimits(decode_seconds=500), CHOICE)
     assert time.monotonic() - began < 100
     assert not guard._idle
-    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    for timer in [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]:
+        timer.join(60)  # called off, it ends by itself; its time would be over much later
+        assert not timer.is_alive()
 
 
 def test_a_decoder_that_is_not_there_is_a_mistake_in_the_recipe(content: bytes, tmp_path: Path) -> None:
@@ -268,3 +272,49 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path, monkeypatch: pytes
         guard.close()
     # All frames of the longer one would be 80 MiB.
     assert peaks[1] - peaks[0] < 20_000, peaks
+
+
+class LateTimer:
+    """A timer whose time is over while it is being called off, and which `fire` lets go off once more."""
+
+    def __init__(self, interval: float, function: Callable[[], None]) -> None:
+        self.fire = function
+        timers.append(self)
+
+    def start(self) -> None: ...
+
+    def cancel(self) -> None:
+        self.fire()
+
+
+timers: list[LateTimer] = []
+
+
+def test_a_timer_that_goes_off_too_late_hits_no_good_clip(
+    guard: Guard, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "good.mkv"
+    path.write_bytes(content)
+    first = numbers(opened(path))
+    with monkeypatch.context() as patched:
+        patched.setattr("mmalign.media.guard.threading.Timer", LateTimer)
+        assert numbers(opened(path)) == first  # the answer was there
+        assert not guard._idle  # but its child was ended
+    assert numbers(opened(path)) == first
+    timers.pop().fire()  # its request is over
+    assert len(guard._idle) == 1
+    assert numbers(opened(path)) == first
+    guard.close()
+
+
+def test_who_interrupts_does_not_wait_for_a_hanging_decoder(guard: Guard, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "hangs in C.mkv"
+    path.write_bytes(content)
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(opened, path, 900.0)
+        while not guard._busy:
+            assert not opening.done()
+        guard.interrupt()
+        with pytest.raises(MediaError, match="decoder crashed"):
+            opening.result()
+    guard.close()

@@ -6,6 +6,7 @@ import dataclasses
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def main(what: str | None) -> int:
@@ -38,11 +39,14 @@ def _short(value: object) -> str:
 
 
 def _objectives() -> Table:
-    from mmalign.objectives import OBJECTIVES
+    from mmalign.objectives import LEGEND, OBJECTIVES, describe_objective
 
-    table = _table("objectives", "name", "what it minimises", "parameters")
+    table = _table("objectives", "name", "what it minimises, what it needs, where it is from", "parameters")
+    table.caption, table.caption_justify = LEGEND, "left"
     for name, kind in sorted(OBJECTIVES.items()):
-        table.add_row(name, (kind.__doc__ or "").strip().splitlines()[0], _parameters(kind))
+        info = describe_objective(kind)
+        shown = "\n".join(f"{parameter}={_short(default)}" for parameter, default in info.parameters)
+        table.add_row(name, Text(f"{info.formula}\nneeds {', '.join(info.needs)}\n{info.source}"), shown)
     return table
 
 

@@ -177,6 +177,8 @@ class APODown(PairLoss):
 class DiscoPOP(PairLoss):
     """A blend of logistic and exponential loss that a language model found.
 
+    It is not convex: at D = 0, where every policy starts, its slope is such that margins fall first.
+
     Args:
         beta: How strongly the policy is held to the reference.
         tau: Width of the blend.

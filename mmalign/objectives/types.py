@@ -123,6 +123,10 @@ class LossInputs:
         """The numbers called `name` that the pairs carry, without gradient. Raises ValueError when there are none."""
         return _there(self.values.get(name), f"the value {name!r}", f"value:{name}").detach()
 
+    def recalled(self, name: str) -> Tensor:
+        """What the objective remembers under `name`. Raises ValueError when it was given no memory."""
+        return _there(self.memory.get(name), f"its memory of {name!r}", "memory").detach()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -75,3 +76,56 @@ def random_pairs(seed: int, size: int = 4, length: int = 7) -> LossInputs:
 
     p = torch.rand(size, generator=generator, dtype=torch.float64)
     return LossInputs(sides={"chosen": made(True), "rejected": made(True)}, p=p)
+
+
+def tensor(*rows: object) -> Tensor:
+    """Rows of numbers as float64."""
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def close(values: Tensor, expected: Sequence[object] | float, tolerance: float = 6e-7) -> None:
+    """The specification prints six digits."""
+    wanted = torch.tensor(expected, dtype=values.dtype)
+    torch.testing.assert_close(values.detach(), wanted, atol=tolerance, rtol=0.0)
+
+
+def given(inputs: LossInputs, **more: Completions | Tensor) -> LossInputs:
+    """The inputs with more sides and values, told apart by their type."""
+    sides = {name: value for name, value in more.items() if isinstance(value, Completions)}
+    values = {name: value for name, value in more.items() if isinstance(value, Tensor)}
+    return replace(inputs, sides={**inputs.sides, **sides}, values={**inputs.values, **values})
+
+
+def summed(policy: Tensor, reference: Tensor | None = None, lengths: Tensor | None = None) -> Completions:
+    """A side with these sums (...) of log-probs, in one token or spread over `lengths` (...) tokens."""
+    lengths = torch.ones_like(policy) if lengths is None else lengths
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
+
+    def spread_out(sums: Tensor) -> Tensor:
+        return (sums / lengths.clamp(min=1)).unsqueeze(-1) * mask
+
+    return Completions(
+        token_logps=spread_out(policy),
+        mask=mask,
+        reference_token_logps=None if reference is None else spread_out(reference),
+    )
+
+
+#: F4: K = 4 answers to each of two prompts.
+F4_SUMS = ((-12, -14, -13, -16), (-20, -18, -25, -22))
+F4_REFERENCE = ((-13, -13.5, -13, -15), (-19, -19, -23.5, -21.2))
+F4_LENGTHS = ((4, 5, 4, 6), (8, 6, 10, 8))
+F4_SCORES = ((1, 0.6, 0.3, 0), (0.9, 0.2, 0.7, 0.1))
+
+
+def f4() -> LossInputs:
+    """Lists of answers with their scores."""
+    answers = summed(tensor(*F4_SUMS), tensor(*F4_REFERENCE), tensor(*F4_LENGTHS))
+    return LossInputs(sides={"answers": answers}, p=tensor(1, 1), values={"scores": tensor(*F4_SCORES)})
+
+
+#: F3: logits (B, T, V) of the policy and of two other models, and their mask.
+F3_POLICY = tensor([[1, 0, -1], [0.5, 0.5, 0]], [[0, 2, 1], [0.2, -0.3, 0.1]])
+F3_REFERENCE = tensor([[0.8, 0.2, -1], [0.4, 0.3, 0.3]], [[0.5, 1, 1], [0, 0, 0]])
+F3_TEACHER = tensor([[1.5, -0.5, -1], [0, 1, 0]], [[-0.5, 2.5, 1], [1, -1, 0]])
+F3_MASK = torch.tensor([[True, True], [True, False]])

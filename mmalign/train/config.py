@@ -48,7 +48,8 @@ class TrainConfig:
         max_length: Most tokens of a prompt (media included) with one answer; none means no limit. Nothing is ever cut.
         overlong: What to do with a pair over `max_length`: drop it (counted), or stop with an error.
         stages: Pairs of all stages together (mixed), or one stage after the other in ascending order (renew): each
-            starts from what the one before gave, with a new adapter and optimizer, and with that start as reference.
+            starts from what the one before gave, with a new adapter and optimizer, and with that start as reference;
+            one without a pair to train on is skipped.
         sft_after_stages: With renew, end with a stage of plain likelihood on all chosen texts.
         lora: Adapter settings; null trains all weights.
         freeze_vision: Leave vision tower and projector as they are.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
+from mmalign.corrupt.framemap import FrameMap
+from mmalign.corrupt.registry import find_corruption
 from mmalign.lm.render import Renderer
 from mmalign.pairs import PairRow
 from mmalign.types import Clip, Media, MediaRef, Picture, Row
@@ -25,9 +27,12 @@ def _media(turns: list[Row]) -> list[Row]:
 
 
 def _stand_in(part: Row) -> Media:
-    """An empty picture, or a clip of as many empty frames as were taken, in place of a file."""
+    """An empty picture, or a clip of as many empty frames as are shown, in place of a file."""
     ref, blank = MediaRef.from_row(part), Image.new("RGB", (1, 1))
     if ref.kind == "image":
         return Picture(blank, ref)
-    times = ref.frames.times if ref.frames is not None else (0.0,)
-    return Clip((blank,) * len(times), times, ref)
+    count = len(ref.frames.numbers) if ref.frames is not None else 1
+    for corruption in ref.corruptions:
+        if issubclass(find_corruption(corruption.name), FrameMap):
+            count = len(corruption.params["frames"])
+    return Clip((blank,) * count, tuple(map(float, range(count))), ref)

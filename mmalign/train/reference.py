@@ -5,13 +5,12 @@ of, which are small: tokens x hidden size of the chosen answers.
 
 It runs once, before training, with the weights that training starts from. So wrong media are found before hours of
 work, no second model is held in memory, and no reference forward is paid twice; TRL does not offer this for pictures.
-Parts appear whole or not at all, so an interrupted pass goes on where it was.
+Parts appear whole or not at all, so an interrupted pass goes on where it was. A training in stages has a pass without
+a reference over the pairs of all stages first, for a stage's reference is known only when the stage begins.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -47,6 +46,10 @@ class Measured:
     counts: Tensor
     logps: list[tuple[Tensor, ...]] | None
     parts: Sequence[Path] = ()
+
+    def part(self, indices: Sequence[int], sides: Sequence[int]) -> Measured:
+        """The lengths and counts of some pairs and sides."""
+        return Measured(self.lengths[indices][:, sides], self.counts[indices][:, sides], None)
 
     def reference(self, indices: Sequence[int], mask: Tensor) -> Tensor:
         """Reference log-probs (N, T) of the pairs `indices`, laid out like a batch's `mask` (N, T)."""
@@ -188,25 +191,3 @@ def _joined(paths: Sequence[Path], *, with_logps: bool) -> Measured:
 def adapter_off(model: Any) -> Any:
     """A context in which a model with adapters is the model without them; nothing changes for a model without."""
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-
-
-def weights_key(model: Any) -> str:
-    """A short name for a model's weights: shapes, types and up to 1,024 evenly spaced values of every parameter."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        values = flat[:: max(1, flat.numel() // 1024)].double().cpu().numpy()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def rows_key(rows: Sequence[PairRow], *, labels: bool) -> str:
-    """A short name for pairs: contexts and texts in order, with `labels` also what weighs and marks them."""
-    digest = hashlib.sha256()
-    for row in rows:
-        values: list[Any] = [row.context, row.rejected_context, row.chosen, row.rejected]
-        if labels:
-            values += [row.id, row.p, row.weight, row.chosen_spans, row.rejected_spans]
-        digest.update(json.dumps(values, sort_keys=True, ensure_ascii=False).encode())
-    return digest.hexdigest()[:16]

@@ -15,24 +15,37 @@ log = logging.getLogger("mmalign.train")
 
 
 def with_phrases(rows: Sequence[PairRow], objective: Objective) -> list[PairRow]:
-    """The rows with the spans that the objective needs: those that the pairs carry, else those of a word diff.
+    """The rows `with_spans`, without those that teach the objective nothing."""
+    marked = with_spans(rows, objective)
+    return [marked[index] for index in teaching(marked, objective)]
 
-    Rows without any are left out, and counted in the log, where the objective can learn nothing from them. Raises
-    TrainError when that leaves none.
-    """
+
+def with_spans(rows: Sequence[PairRow], objective: Objective) -> list[PairRow]:
+    """The rows with the spans that the objective needs: those that the pairs carry, else those of a word diff."""
     if "changed" not in objective.needs:
         return list(rows)
-    marked = [row if row.chosen_spans or row.rejected_spans else _marked(row) for row in rows]
+    return [row if _has_spans(row) else _marked(row) for row in rows]
+
+
+def teaching(rows: Sequence[PairRow], objective: Objective) -> list[int]:
+    """Indices of the rows, `with_spans`, that the objective can learn from.
+
+    The others are counted in the log. Raises TrainError when there is none.
+    """
     if "phrases" not in objective.needs:
-        return marked
-    kept = [row for row in marked if row.chosen_spans or row.rejected_spans]
-    if len(kept) < len(rows):
-        first = next(row.id for row in marked if not (row.chosen_spans or row.rejected_spans))
-        what = f"{len(rows) - len(kept)} of {len(rows)} pairs have no words that differ, such as {first}"
-        if not kept:
+        return list(range(len(rows)))
+    found = [index for index, row in enumerate(rows) if _has_spans(row)]
+    if len(found) < len(rows):
+        first = next(row.id for row in rows if not _has_spans(row))
+        what = f"{len(rows) - len(found)} of {len(rows)} pairs have no words that differ, such as {first}"
+        if not found:
             raise TrainError(f"{what}; {objective.name} learns from these words only: take another objective or method")
         log.warning("%s; they are left out, because %s learns from these words only", what, objective.name)
-    return kept
+    return found
+
+
+def _has_spans(row: PairRow) -> bool:
+    return bool(row.chosen_spans or row.rejected_spans)
 
 
 def _marked(row: PairRow) -> PairRow:

@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +23,20 @@ from safetensors.torch import load_file
 from mmalign.errors import TrainError
 from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
-from mmalign.objectives import SFT, Objective
+from mmalign.objectives import Objective
 from mmalign.pairs import PairRow
 from mmalign.train.atomic import replacing
+from mmalign.train.collate import Collator
 from mmalign.train.config import TrainConfig
+from mmalign.train.curriculum import Curriculum, curriculum
 from mmalign.train.head import unwrapped
+from mmalign.train.keys import rows_key, short_key, template_key
 from mmalign.train.metrics import read_metrics
-from mmalign.train.trainer import PreferenceTrainer, TrainResult
+from mmalign.train.progress import ProgressLine
+from mmalign.train.reference import FirstPass, Measured
+from mmalign.train.trainer import PreferenceTrainer, TrainResult, begin
 
 log = logging.getLogger("mmalign.train")
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Pairs that are trained on together, and what they are trained for."""
-
-    name: str
-    rows: list[PairRow]
-    objective: Objective
-
-
-def stages_of(rows: Sequence[PairRow], objective: Objective, config: TrainConfig) -> list[Stage]:
-    """The stages that the pairs name, in ascending order, and the one of plain likelihood where it is asked for."""
-    found = [
-        Stage(f"stage-{number}", [row for row in rows if row.stage == number], objective)
-        for number in sorted({row.stage for row in rows})
-    ]
-    return [*found, Stage("stage-sft", list(rows), SFT())] if config.sft_after_stages else found
 
 
 def train_pairs(
@@ -82,13 +69,20 @@ def train_stages(
 ) -> TrainResult:
     """Train on one stage after the other; arguments and result are those of `PreferenceTrainer`.
 
-    Every stage is a run of its own in `output/<stage>` and goes on where it was interrupted. At the end `output` holds
-    `metrics.jsonl` over all steps and `model/`, or `adapter/`: the sum of the stages' adapters as one, whose rank is
-    the sum of their ranks, for the model that the first stage started from.
+    All pairs are measured, and their media opened, before the first stage, so a wrong one of the last stage is found
+    then. Every stage is a run of its own in `output/<stage>` and goes on where it was interrupted. At the end `output`
+    holds `metrics.jsonl` over all steps and `model/`, or `adapter/`: the sum of the stages' adapters as one, whose rank
+    is the sum of their ranks, for the model that the first stage started from. The result counts a pair once, in
+    however many stages it was.
     """
-    stages = stages_of(rows, objective, config)
-    if not stages:
-        raise TrainError("there are no pairs to train on; look at the yield and the quarantine of the generation")
+    begin(loaded, rows, config)
+    limits = limits or MediaLimits()
+
+    def measure(rows: list[PairRow], sides: tuple[str, ...]) -> Measured:
+        return _measured(Collator(loaded.renderer, data_root, limits, sides), rows, loaded, config, output, quiet)
+
+    plan = curriculum(rows, objective, config, measure)
+    stages = plan.stages
     start_key: str | None = None
     results: list[TrainResult] = []
     for number, stage in enumerate(stages, 1):
@@ -104,6 +98,7 @@ def train_stages(
             folder,
             limits=limits,
             start_key=start_key,
+            measured=stage.measured,
             quiet=quiet,
         )
         results.append(trainer.train())
@@ -112,7 +107,29 @@ def train_stages(
             _load_result(trainer.model, results[-1])
         if number < len(stages):
             loaded = Loaded(_merged(trainer.model), loaded.processor, loaded.name)
-    return _finish(trainer, results, output)
+    return _finish(trainer, plan, results, output)
+
+
+def _measured(
+    collate: Collator, rows: list[PairRow], loaded: Loaded, config: TrainConfig, output: Path, quiet: bool
+) -> Measured:
+    """Lengths of all pairs, without a model; every stage computes its reference itself, when it starts."""
+    ranks = PartialState(cpu=next(loaded.model.parameters()).device.type == "cpu")
+    forms = [asdict(collate.limits), collate.sides, template_key(loaded), rows_key(rows, labels=True)]
+    first_pass = FirstPass(
+        folder=output / "lengths",
+        key=short_key(forms),
+        collate=collate,
+        score=None,
+        batch_size=config.micro_batch_size,
+        max_length=config.max_length,
+        rank=ranks.process_index,
+        world=ranks.num_processes,
+        wait=ranks.wait_for_everyone,
+    )
+    visible = ranks.is_main_process and not quiet
+    with ProgressLine("measuring", len(rows), unit="pairs", visible=visible) as line:
+        return first_pass.run(rows, line.advance)
 
 
 def _merged(model: Any) -> Any:
@@ -136,15 +153,15 @@ def _load_result(model: Any, result: TrainResult) -> None:
                 parameter.copy_(values[name])
 
 
-def _finish(trainer: PreferenceTrainer, results: Sequence[TrainResult], output: Path) -> TrainResult:
+def _finish(trainer: PreferenceTrainer, plan: Curriculum, results: Sequence[TrainResult], output: Path) -> TrainResult:
     """Join what the stages left."""
     last = results[-1]
     lines = list(_lines(results))
     joined = replace(
         last,
         path=output / last.kind,
-        num_pairs=sum(result.num_pairs for result in results),
-        num_dropped=sum(result.num_dropped for result in results),
+        num_pairs=plan.num_pairs,
+        num_dropped=plan.num_dropped,
         steps=sum(result.steps for result in results),
         last=lines[-1],
     )

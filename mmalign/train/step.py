@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmalign.errors import TrainError
-from mmalign.objectives import Completions, LossInputs, LossOutput
+from mmalign.objectives import Completions, LossInputs, LossOutput, Objective
 from mmalign.train.collate import PairBatch
+
+#: The answers of a pair, in the order of batches.
+SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,11 @@ class StepTotals:
         for side, values in output.pooled.items():
             total = total + (values * weight).sum() / max(1, self.tokens[side])
         return total
+
+
+def sides_of(objective: Objective) -> tuple[str, ...]:
+    """Those of a pair's answers that an objective looks at."""
+    return tuple(side for side in SIDES if side in objective.needs)
 
 
 def loss_inputs(

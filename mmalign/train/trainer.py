@@ -1,12 +1,11 @@
 """`PreferenceTrainer`: pairs and an objective in, an adapter or a model out.
 
 One loop on accelerate. What comes out depends on pairs, weights, objective and settings only: not on the micro-batch
-size, not on interruptions.
+size, not on interruptions, not on the number of processes (but for adapter dropout).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
@@ -30,15 +29,17 @@ from mmalign.train.checkpoint import Checkpoints
 from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import FREE_KEYS, TrainConfig
 from mmalign.train.head import Head
+from mmalign.train.keys import rows_key, short_key, template_key, weights_key
+from mmalign.train.lengths import short_enough
 from mmalign.train.logps import Anchor, completion_logps, completion_states, completion_terms
 from mmalign.train.metrics import MetricsLog, read_metrics
 from mmalign.train.modality import modality
 from mmalign.train.progress import ProgressLine
-from mmalign.train.reference import FirstPass, Measured, adapter_off, rows_key, weights_key
+from mmalign.train.reference import FirstPass, Measured, adapter_off
 from mmalign.train.schedule import MicroBatch, Order, lr_factor, micro_batches
 from mmalign.train.spans import with_phrases
-from mmalign.train.step import StepTotals, loss_inputs, refuse_nonfinite
-from mmalign.train.weights import trainable, training_mode
+from mmalign.train.step import StepTotals, loss_inputs, refuse_nonfinite, sides_of
+from mmalign.train.weights import reaches_media, trainable, training_mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,21 @@ class TrainResult:
     last: dict[str, float]
 
 
+def begin(loaded: Loaded, rows: Sequence[PairRow], config: TrainConfig) -> None:
+    """Set torch's threads. Raises TrainError for pairs and settings that cannot be trained with, whatever they hold."""
+    if not rows:
+        raise TrainError("there are no pairs to train on; look at the yield and the quarantine of the generation")
+    if absent := sorted(set(config.report_to) - {str(name) for name in get_available_trackers()}):
+        raise TrainError(f"train.report_to: {', '.join(absent)}: not installed or not known to accelerate")
+    if not config.precompute_reference and hasattr(loaded.model, "peft_config"):
+        raise TrainError(
+            "train.precompute_reference is false, but the model comes with an adapter, which is part of the "
+            "reference; set it to true"
+        )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
 class PreferenceTrainer:
     """Trains `loaded.model`, in place, on `rows` to minimise `objective`.
 
@@ -64,8 +80,8 @@ class PreferenceTrainer:
     or `model/` with `result.json`. Run again with the same arguments it goes on from the newest checkpoint, or hands
     back the finished result. `data_root` is the folder that media paths are relative to, `limits` are those of the
     pairs' making. `start_key` names the weights that training starts from, where they come out of a computation that
-    need not give the same last bits again. The trained weights are in `output` and, when the last call did train, in
-    `model`.
+    need not give the same last bits again; `measured` are the lengths of the rows where they are known. The trained
+    weights are in `output` and, when the last call did train, in `model`.
 
     Raises TrainError when there is nothing to train on, or what there is cannot be trained on.
     """
@@ -81,24 +97,16 @@ class PreferenceTrainer:
         *,
         limits: MediaLimits | None = None,
         start_key: str | None = None,
+        measured: Measured | None = None,
         quiet: bool = False,
     ) -> None:
-        if not rows:
-            raise TrainError("there are no pairs to train on; look at the yield and the quarantine of the generation")
-        if absent := sorted(set(config.report_to) - {str(name) for name in get_available_trackers()}):
-            raise TrainError(f"train.report_to: {', '.join(absent)}: not installed or not known to accelerate")
-        if not config.precompute_reference and hasattr(loaded.model, "peft_config"):
-            raise TrainError(
-                "train.precompute_reference is false, but the model comes with an adapter, which is part of the "
-                "reference; set it to true"
-            )
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        begin(loaded, rows, config)
         self.objective, self.config, self.output = objective, config, output
         self.rows, self._num_given = with_phrases(rows, objective), len(rows)
         self._kinds = [modality(row, loaded.renderer) for row in self.rows]
         self.processor = loaded.processor
-        self._sides = tuple(side for side in ("chosen", "rejected") if side in objective.needs)
+        self._measured = measured
+        self._sides = sides_of(objective)
         limits = limits or MediaLimits()
         self._collate = Collator(loaded.renderer, data_root, limits, self._sides)
         start = start_key or weights_key(loaded.model)
@@ -106,11 +114,15 @@ class PreferenceTrainer:
         self.model = trainable(loaded.model, config)
         self._head = Head.of(self.model).frozen() if self._diverges else None
         on_cpu = next(self.model.parameters()).device.type == "cpu"
-        self._accelerator = Accelerator(cpu=on_cpu, log_with=list(config.report_to) or None, project_dir=str(output))
-        forms = [start, asdict(limits), self._sides, config.precision, _template(loaded), config.max_length]
-        self._pass_key = _short([*forms, rows_key(self.rows, labels=False), self._scores_reference, self._diverges])
+        # A step's last forward, which exchanges gradients, can be one about text alone.
+        ranks = DistributedDataParallelKwargs(find_unused_parameters=reaches_media(self.model))
+        self._accelerator = Accelerator(
+            cpu=on_cpu, log_with=list(config.report_to) or None, project_dir=str(output), kwargs_handlers=[ranks]
+        )
+        forms = [start, asdict(limits), self._sides, config.precision, template_key(loaded), config.max_length]
+        self._pass_key = short_key([*forms, rows_key(self.rows, labels=False), self._scores_reference, self._diverges])
         settings = {key: value for key, value in asdict(config).items() if key not in FREE_KEYS}
-        self.run_key = _short([*forms, rows_key(self.rows, labels=True), repr(objective), settings])
+        self.run_key = short_key([*forms, rows_key(self.rows, labels=True), repr(objective), settings])
         self._quiet = quiet or not self._accelerator.is_main_process
 
     def train(self) -> TrainResult:
@@ -227,6 +239,8 @@ class PreferenceTrainer:
         self.model.to(accelerator.device)
         if self._head is not None:
             self._head.linear.to(accelerator.device)
+        if self._measured is not None and not self._scores_reference:
+            return self._measured, short_enough(self.rows, self._measured.lengths, config)
         first_pass = FirstPass(
             folder=self.output / "reference",
             key=self._pass_key,
@@ -241,18 +255,7 @@ class PreferenceTrainer:
         what = "reference" if self._scores_reference else "measuring"
         with ProgressLine(what, len(self.rows), unit="pairs", visible=not self._quiet) as line:
             measured = first_pass.run(self.rows, line.advance)
-        longest = measured.lengths.amax(1).tolist()
-        kept = [
-            index for index, length in enumerate(longest) if config.max_length is None or length <= config.max_length
-        ]
-        if len(kept) < len(self.rows) and (config.overlong == "error" or not kept):
-            worst = max(range(len(longest)), key=longest.__getitem__)
-            raise TrainError(
-                f"{len(self.rows) - len(kept)} of {len(self.rows)} pairs are longer than train.max_length "
-                f"{config.max_length}, pair {self.rows[worst].id} has {longest[worst]} tokens; raise train.max_length, "
-                "or set train.overlong to drop"
-            )
-        return measured, kept
+        return measured, short_enough(self.rows, measured.lengths, config)
 
     @torch.no_grad()
     def _score(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
@@ -316,15 +319,3 @@ class PreferenceTrainer:
             )
         last = read_metrics(self.output / "metrics.jsonl")[-1]
         return TrainResult(path=self.output / state["kind"], last=last, **state)
-
-
-def _template(loaded: Loaded) -> str:
-    """What decides how a chat becomes tokens, beside the tokenizer's vocabulary."""
-    processor = loaded.processor
-    template = getattr(processor, "chat_template", None) or loaded.renderer.tokenizer.chat_template
-    return f"{template}{len(loaded.renderer.tokenizer)}"
-
-
-def _short(values: Sequence[Any]) -> str:
-    """A short name for values that JSON can write."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

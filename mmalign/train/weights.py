@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mmalign.errors import TrainError
 from mmalign.train.config import TrainConfig
+from mmalign.train.head import unwrapped
 
 #: Attributes by which transformers' modules hold a dropout rate beside `nn.Dropout`.
 DROPOUT_RATES = ("attention_dropout", "dropout", "activation_dropout", "dropout_p")
@@ -60,6 +61,14 @@ def training_mode(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if "lora_dropout" in name:
             module.training = True
+
+
+def reaches_media(model: nn.Module) -> bool:
+    """Whether weights outside the language model are trained, of which forwards about text alone make no use."""
+    inner: Any = unwrapped(model)
+    parts = [part for part in (inner.get_decoder(), inner.get_output_embeddings()) if part is not None]
+    inside = {parameter for part in parts for parameter in part.parameters()}
+    return any(parameter.requires_grad and parameter not in inside for parameter in model.parameters())
 
 
 def switch_off_dropout(model: nn.Module) -> None:

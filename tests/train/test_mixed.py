@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mmalign.corrupt import apply
 from mmalign.lm.render import Renderer
 from mmalign.media.frames import FrameChoice
 from mmalign.media.read import MediaLimits, open_ref
@@ -17,7 +18,7 @@ from mmalign.pairs import PairRow
 from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig
 from mmalign.train.modality import modality
-from mmalign.types import Chat, Media, MediaRef, Message
+from mmalign.types import Chat, Corruption, Media, MediaRef, Message
 from tests.models import WATCHING, clip, picture, tiny
 from tests.train.rows import CHOSEN, REJECTED, make_rows, quick
 from tests.train.runs import assert_same_curve, curve, numbers, trainer
@@ -106,6 +107,24 @@ def test_names_of_kinds(tmp_path: Path) -> None:
     assert kind(clip(), name="llava") == "pictures", "frames are pictures to a model without video"
     assert kind(clip(frames=4), name="llava-onevision") != kind(clip(frames=8), name="llava-onevision")
     assert kind(name="llama") == "text"
+
+
+@pytest.mark.parametrize("name", ["drop_frames", "block_drop"])
+def test_frames_that_a_corruption_took_away_do_not_count(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that takes clips of one length at a time gets a damaged clip beside clips as long as what is left."""
+    whole, short = clip(0, frames=8), clip(1, frames=2)
+    left = apply(whole, Corruption(name, {"frames": [1, 6]}))
+    twice = apply(apply(whole, Corruption("reverse", {"frames": [7, 6, 5, 4, 3, 2, 1, 0]})), left.ref.corruptions[0])
+    assert len(twice.images) == len(left.images) == 2
+    renderer = Renderer(tiny("llava-onevision").processor)
+    rows = pairs_about([left, twice, short, whole], monkeypatch)
+    kinds = [modality(row, renderer) for row in rows]
+    assert kinds[0] == kinds[1] == kinds[2] != kinds[3]
+    apart = replace(rows[3], rejected_context=rows[0].context)
+    assert modality(apart, renderer) == f"{kinds[2]} + {kinds[3]}"
+    Collator(renderer, tmp_path, MediaLimits())(rows[:3])
 
 
 def test_clips_come_from_files(tmp_path: Path) -> None:

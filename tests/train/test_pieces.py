@@ -15,7 +15,7 @@ from mmalign.train.atomic import discard, replacing, sweep
 from mmalign.train.config import LoraConfig, TrainConfig
 from mmalign.train.metrics import MetricsLog, read_metrics
 from mmalign.train.schedule import Order, lr_factor, micro_batches, rank_share
-from mmalign.train.weights import switch_off_dropout, trainable, training_mode
+from mmalign.train.weights import reaches_media, switch_off_dropout, trainable, training_mode
 from tests.models import ALL, SEEING, tiny
 
 # Order and rate -------------------------------------------------------------------------------------------------------
@@ -186,6 +186,16 @@ def test_full_training_freezes_the_tower_unless_asked(name: str) -> None:
     assert "lm_head.weight" in frozen
     everything = trainable(tiny(name).model, TrainConfig(lora=None, freeze_vision=False))
     assert all(parameter.requires_grad for parameter in everything.parameters())
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("lora", [LoraConfig(), None], ids=["lora", "full"])
+def test_whether_training_reaches_beyond_the_language_model(name: str, lora: LoraConfig | None) -> None:
+    frozen, free = (trainable(tiny(name).model, TrainConfig(lora=lora, freeze_vision=on)) for on in (True, False))
+    assert not reaches_media(frozen)
+    assert reaches_media(free) == (name in SEEING)
+    if lora is not None:
+        assert reaches_media(trainable(free, TrainConfig())) == (name in SEEING), "an adapter it came with goes on"
 
 
 def test_chosen_targets() -> None:

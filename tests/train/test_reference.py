@@ -16,8 +16,9 @@ from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
 from mmalign.train import reference
 from mmalign.train.collate import Collator, PairBatch
+from mmalign.train.keys import rows_key, weights_key
 from mmalign.train.logps import completion_logps, completion_states
-from mmalign.train.reference import FirstPass, rows_key, weights_key
+from mmalign.train.reference import FirstPass
 from tests.models import shared, tiny
 from tests.train.rows import make_rows
 

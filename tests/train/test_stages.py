@@ -14,16 +14,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from mmalign.errors import TrainError
+from mmalign.errors import MediaError, TrainError
 from mmalign.lm.load import Loaded
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
-from mmalign.objectives import DPO, RRPO, Objective
+from mmalign.objectives import DPO, RRPO, SFT, Objective
 from mmalign.pairs import PairRow
 from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig, TrainConfig
 from mmalign.train.logps import completion_logps
-from mmalign.train.stages import stages_of, train_stages
+from mmalign.train.stages import train_stages
 from mmalign.train.trainer import TrainResult
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
@@ -60,21 +60,6 @@ def scores(model: Any, rows: Sequence[PairRow], root: Path) -> torch.Tensor:
         return completion_logps(model.eval(), Collator(Renderer(tiny("qwen3-vl").processor), root, MediaLimits())(rows))
 
 
-def test_stages_come_in_ascending_order(tmp_path: Path) -> None:
-    rows = staged(tmp_path)
-    config = quick(stages="renew")
-    found = stages_of(rows, TEMPLE, config)
-    assert [(stage.name, [row.stage for row in stage.rows]) for stage in found] == [
-        ("stage-0", [0, 0]),
-        ("stage-1", [1, 1]),
-        ("stage-2", [2, 2]),
-    ]
-    *_, last = stages_of(rows, TEMPLE, replace(config, sft_after_stages=True))
-    assert (last.name, last.rows, last.objective.name) == ("stage-sft", rows, "sft")
-    with pytest.raises(ValueError, match="sft_after_stages is true, but stages is mixed"):
-        quick(sft_after_stages=True)
-
-
 @BOTH
 def test_every_stage_starts_at_its_own_reference(lora: LoraConfig | None, tmp_path: Path) -> None:
     rows = staged(tmp_path)
@@ -91,7 +76,7 @@ def test_every_stage_starts_at_its_own_reference(lora: LoraConfig | None, tmp_pa
         assert 0 < pooled < tokens
         assert lines[first + 2]["margin"] > 0.05
     assert lines[9]["chosen_logps"] > lines[0]["chosen_logps"]
-    assert (result.num_pairs, result.num_dropped, result.steps) == (12, 0, 18)
+    assert (result.num_pairs, result.num_dropped, result.steps) == (6, 0, 18)
     assert result.last == lines[-1]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 18
 
@@ -165,3 +150,49 @@ def test_an_objective_with_divergence_renews_its_reference_too(tmp_path: Path) -
             assert lines[first]["kl"] == pytest.approx(0.0, abs=1e-4)
             assert lines[first]["loss"] == pytest.approx(math.log(2), abs=1e-4)
             assert lines[first + 2]["kl"] > 1e-3
+
+
+def test_a_stage_that_cannot_be_trained_is_left_out(tmp_path: Path) -> None:
+    rows = [replace(row, rejected="There is a crab. " * 40) if row.stage == 1 else row for row in staged(tmp_path)]
+    result = run(tmp_path, rows, quick(batch_size=2, max_length=100))
+    assert (result.num_pairs, result.num_dropped, result.steps) == (4, 2, 2)
+    assert sorted(path.name for path in (tmp_path / "run").glob("stage-*")) == ["stage-0", "stage-2"]
+    assert [line["step"] for line in curve(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("wrong", ["media", "spans"])
+def test_what_is_wrong_in_the_last_stage_is_found_before_the_first(wrong: str, tmp_path: Path) -> None:
+    rows, loaded = staged(tmp_path), tiny("qwen3-vl")
+    assert rows[3].stage == 2
+    if wrong == "media":
+        (tmp_path / "3-0.png").unlink()
+    else:
+        rows[3] = replace(rows[3], chosen_spans=((0, 3),))
+        template = loaded.processor.chat_template
+        loaded.processor.chat_template = template.replace("p.text", "p.text | replace('one', 'ten')")
+    expected = {"media": "3-0.png", "spans": "the chat template changes the text"}[wrong]
+    with pytest.raises((MediaError, TrainError), match=rf"pair s3#0\.0.*{expected}"):
+        run(tmp_path, rows, quick(batch_size=2), loaded=loaded)
+    assert not list((tmp_path / "run").glob("stage-*"))
+
+
+def test_media_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    original = Collator.__call__
+
+    def watched(self: Collator, given: Sequence[PairRow]) -> Any:
+        seen.extend(row.id for row in given)
+        return original(self, given)
+
+    monkeypatch.setattr(Collator, "__call__", watched)
+    rows = staged(tmp_path)
+    run(tmp_path, rows, quick(batch_size=2), SFT())
+    assert sorted(seen) == sorted([row.id for row in rows] * 2), "measured, then trained on"
+    assert not list((tmp_path / "run").glob("stage-*/reference"))
+
+
+def test_settings_are_refused_before_media_are_opened(tmp_path: Path) -> None:
+    rows = staged(tmp_path)
+    (tmp_path / "3-0.png").unlink()
+    with pytest.raises(TrainError, match=r"train\.report_to: clipboard"):
+        run(tmp_path, rows, quick(report_to=("clipboard",)))

@@ -19,9 +19,9 @@ from jsonargparse import ArgumentParser, Namespace
 from mmalign.errors import RecipeError
 from mmalign.lm.spec import ModelSpec
 from mmalign.methods import find_method
-from mmalign.objectives import find_objective
+from mmalign.objectives import find_objective, refuse_unmet
 from mmalign.recipe.schema import DataConfig, EvaluateConfig, GenerateConfig, Recipe
-from mmalign.train.config import TrainConfig
+from mmalign.train.config import PROVIDED, TrainConfig
 
 SECTIONS: Mapping[str, type] = {
     "model": ModelSpec,
@@ -204,6 +204,10 @@ def _build(config: Namespace, method: type, objective: type) -> Recipe:
         except ValueError as error:
             raise RecipeError(f"{name}.{_reason(error)}") from None
     recipe = Recipe(**built)
+    try:
+        refuse_unmet(recipe.objective, PROVIDED)
+    except ValueError as error:
+        raise RecipeError(f"objective: {error}") from None
     chosen = [name for name in SOURCES if getattr(recipe.data, name)]
     if len(chosen) > 1:
         raise RecipeError(f"data: give one of {', '.join(chosen)}, not all of them")

@@ -121,3 +121,6 @@ class TrainConfig:
 
 #: Keys that change where or how fast a run goes, never what comes out; a continued run may differ in them.
 FREE_KEYS = ("checkpoint_every_steps", "keep_checkpoints", "report_to", "threads", "micro_batch_size")
+
+#: What pairs and trainer give to an objective (`mmalign.objectives.types.Need`).
+PROVIDED = ("chosen", "rejected", "reference", "changed", "phrases", "divergence")

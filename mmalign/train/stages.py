@@ -75,7 +75,7 @@ def train_stages(
     is the sum of their ranks, for the model that the first stage started from. The result counts a pair once, in
     however many stages it was.
     """
-    begin(loaded, rows, config)
+    begin(loaded, rows, objective, config)
     limits = limits or MediaLimits()
 
     def measure(rows: list[PairRow], sides: tuple[str, ...]) -> Measured:

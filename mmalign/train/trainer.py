@@ -22,12 +22,12 @@ from torch import Tensor
 from mmalign.errors import TrainError
 from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
-from mmalign.objectives import LossInputs, Objective
+from mmalign.objectives import LossInputs, Objective, refuse_unmet
 from mmalign.pairs import PairRow
 from mmalign.train.atomic import replacing
 from mmalign.train.checkpoint import Checkpoints
 from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.config import FREE_KEYS, TrainConfig
+from mmalign.train.config import FREE_KEYS, PROVIDED, TrainConfig
 from mmalign.train.head import Head
 from mmalign.train.keys import rows_key, short_key, template_key, weights_key
 from mmalign.train.lengths import short_enough
@@ -58,10 +58,14 @@ class TrainResult:
     last: dict[str, float]
 
 
-def begin(loaded: Loaded, rows: Sequence[PairRow], config: TrainConfig) -> None:
+def begin(loaded: Loaded, rows: Sequence[PairRow], objective: Objective, config: TrainConfig) -> None:
     """Set torch's threads. Raises TrainError for pairs and settings that cannot be trained with, whatever they hold."""
     if not rows:
         raise TrainError("there are no pairs to train on; look at the yield and the quarantine of the generation")
+    try:
+        refuse_unmet(objective, PROVIDED)
+    except ValueError as error:
+        raise TrainError(str(error)) from None
     if absent := sorted(set(config.report_to) - {str(name) for name in get_available_trackers()}):
         raise TrainError(f"train.report_to: {', '.join(absent)}: not installed or not known to accelerate")
     if not config.precompute_reference and hasattr(loaded.model, "peft_config"):
@@ -100,7 +104,7 @@ class PreferenceTrainer:
         measured: Measured | None = None,
         quiet: bool = False,
     ) -> None:
-        begin(loaded, rows, config)
+        begin(loaded, rows, objective, config)
         self.objective, self.config, self.output = objective, config, output
         self.rows, self._num_given = with_phrases(rows, objective), len(rows)
         self._kinds = [modality(row, loaded.renderer) for row in self.rows]

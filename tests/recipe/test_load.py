@@ -6,7 +6,7 @@ from mmalign.errors import RecipeError
 from mmalign.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted([*ROOT.glob("recipes/*/*.yaml"), *ROOT.glob("mmalign/tiny/recipes/*.yaml")])
+RECIPES = sorted([*ROOT.glob("recipes/*/*.yaml"), *ROOT.glob("mmalign/tiny/recipes/**/*.yaml")])
 GOOD = """
 seed: 3
 method: {name: stic, p_bad_prompt: 0.25}
@@ -30,7 +30,7 @@ def test_there_are_recipes_to_test() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_of_the_repository_loads(path: Path) -> None:
     recipe = load_recipe(path)
-    assert recipe.resolved["method"]["name"] == path.stem
+    assert recipe.resolved["method"]["name"] == {"dpo": "rrpo"}.get(path.stem, path.stem)
     assert recipe.data.scenes + recipe.data.clips > 0
 
 
@@ -113,6 +113,12 @@ def test_wrong_files_end_in_one_line_that_names_the_file(tmp_path: Path, text: s
         load_recipe(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_objective_that_cannot_be_fed_is_refused_before_any_work(recipe: Path) -> None:
+    message = r"^objective: objective lipo needs what these pairs and this trainer do not give: .*side:answers"
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe, ["--objective.name", "lipo"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mmalign.errors import TrainError
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
-from mmalign.objectives import DPO, SFT, LossInputs, LossOutput, Need, Objective
+from mmalign.objectives import DPO, SFT, LossInputs, LossOutput, Need, Objective, find_objective
 from mmalign.pairs import PairRow
 from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig
@@ -273,3 +273,8 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"train\.report_to: clipboard: not installed"):
         trainer(tmp_path, make_rows(tmp_path, 1), quick(report_to=("clipboard",)))
+
+
+def test_an_objective_that_cannot_be_fed_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"objective aot needs .* whole_step"):
+        trainer(tmp_path, make_rows(tmp_path, 1), quick(), find_objective("aot")())

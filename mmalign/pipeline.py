@@ -72,6 +72,7 @@ def limits_of(recipe: Recipe) -> MediaLimits:
             max_side=data.max_frame_side,
             max_seconds=data.max_seconds,
             decoder=data.decoder,
+            decode_seconds=data.decode_seconds,
         ),
         frames=FrameChoice(num_frames=data.num_frames, fps=data.fps),
     )
@@ -189,9 +190,12 @@ def _train(recipe: Recipe, rows: list[PairRow], objective: Objective, output: Pa
             limits=limits_of(recipe),
         )
     except torch.OutOfMemoryError:
+        kinds = {ref.kind for row in rows for ref in row.media}
+        keys = [f"train.micro_batch_size ({recipe.train.micro_batch_size})"]
+        keys += ["data.max_side"] * ("image" in kinds) + ["data.max_frame_side", "data.num_frames"] * ("video" in kinds)
         raise TrainError(
-            f"{output}: memory ran out in training; lower train.micro_batch_size ({recipe.train.micro_batch_size}) or "
-            "data.max_side, or set train.gradient_checkpointing: true; the same command goes on"
+            f"{output}: memory ran out in training; lower {' or '.join(keys)}, "
+            "or set train.gradient_checkpointing: true; the same command goes on"
         ) from None
     return _spec_of(recipe, output)
 

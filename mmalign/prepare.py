@@ -37,6 +37,7 @@ from mmalign.samples import (
 from mmalign.types import MediaRef, Row, SampleRow
 
 ROWS_PER_BATCH = 1000
+_PLURAL = {"image": "pictures", "video": "videos"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def prepare_images(
         facts = inspect_picture(safe_path(folder, name), name, limits)
         return _Seen(facts.width, facts.height, facts.format, facts.frames, facts.num_bytes, facts.sha256)
 
-    return _prepare_folder(folder, output, "image", list_pictures, look, prompt, workers, progress)
+    return _prepare_folder(folder, output, "image", look, prompt, workers, progress)
 
 
 def prepare_videos(
@@ -115,7 +116,18 @@ def prepare_videos(
             seconds=facts.seconds,
         )
 
-    return _prepare_folder(folder, output, "video", list_clips, look, prompt, workers, progress)
+    return _prepare_folder(folder, output, "video", look, prompt, workers, progress)
+
+
+def listed(folder: Path, output: Path, kind: Literal["image", "video"]) -> FolderListing:
+    """What a preparation of a folder will look at. Raises DataError where it cannot begin."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is not a folder; `mmalign prepare {kind}s` takes a folder of {_PLURAL[kind]}")
+    check_output(output)
+    listing = (list_pictures if kind == "image" else list_clips)(folder)
+    if not listing.files and not listing.unreadable:
+        raise DataError(f"{folder}: holds no {_PLURAL[kind]} ({listing.num_others} other files)")
+    return listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +148,14 @@ def _prepare_folder(
     folder: Path,
     output: Path,
     kind: Literal["image", "video"],
-    listed: Callable[[Path], FolderListing],
     look: Callable[[str], _Seen],
     prompt: str,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> PrepareSummary:
-    what = {"image": "pictures", "video": "videos"}[kind]
-    if not folder.is_dir():
-        raise DataError(f"{folder}: is not a folder; `mmalign prepare {kind}s` takes a folder of {what}")
-    _check_output(output)
+    what = _PLURAL[kind]
+    listing = listed(folder, output, kind)
     workers = workers or min(16, os.cpu_count() or 1)
-    listing = listed(folder)
-    if not listing.files and not listing.unreadable:
-        raise DataError(f"{folder}: holds no {what} ({listing.num_others} other files)")
     refused: list[Row] = [{"path": path, "reason": "the folder cannot be read"} for path in listing.unreadable]
     first: dict[str, str] = {}
     duplicates = 0
@@ -204,7 +210,7 @@ def prepare_text(file: Path, output: Path) -> PrepareSummary:
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file; `mmalign prepare text` takes JSON lines")
-    _check_output(output)
+    check_output(output)
     lines: dict[str, int] = {}
     duplicates = 0
 
@@ -270,7 +276,8 @@ def _root_as_written(folder: Path, output: Path) -> str:
     return str(top) if apart else Path(os.path.relpath(top, place)).as_posix()
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
+    """Raise DataError unless a sample file can have this name."""
     if output.suffix.lower() != ".parquet":
         raise DataError(f"{output}: name the sample file with the ending .parquet")
     if output.is_dir():

@@ -6,6 +6,7 @@ Nothing here loads torch, opens a file or knows a model. Every value that ends i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -229,7 +230,10 @@ class SampleRow:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to decode. `temperature` 0 is greedy. `stop` strings end an answer and stay in its text."""
+    """How to decode. `temperature` 0 is greedy. `stop` strings end an answer and stay in its text.
+
+    Raises ValueError for settings that mean nothing.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -237,6 +241,18 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, is_good, allowed in (
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0; 1 is off"),
+            ("max_new_tokens", self.max_new_tokens > 0, "1 or more"),
+            ("stop", all(self.stop), "strings that are not empty"),
+        ):
+            if not is_good:
+                raise ValueError(f"{name}: {getattr(self, name)!r} must be {allowed}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,18 +11,18 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from pathlib import Path
 
 import torch
 
-from mmalign.engine.work import method_name
-from mmalign.errors import MediaError, SampleError
+from mmalign.engine.work import explain, method_name
+from mmalign.errors import DataError, MediaError, NoPair, RecipeError, SampleError
 from mmalign.lm.bound import SampleLM
 from mmalign.lm.load import load_renderer
 from mmalign.lm.render import Renderer
 from mmalign.lm.scripted import ScriptedLM
 from mmalign.media.read import open_media
-from mmalign.methods import SurveyMethod
+from mmalign.methods import SurveyMethod, refuse_media
 from mmalign.pairs import PairRow, read_pairs
 from mmalign.pipeline import held_out, limits_of, root_of, source_of
 from mmalign.recipe.schema import Recipe
@@ -34,6 +34,10 @@ from mmalign.train.modality import modality
 from mmalign.types import Chat, MediaRef, Picture, Sample
 
 NUM_SHOWN = 3
+#: So many samples that cannot be opened are tried before a dry run gives up.
+NUM_REFUSED = 20
+#: Characters of a prompt.
+MAX_SHOWN = 100
 
 
 def report(verb: str, recipe: Recipe) -> None:
@@ -65,40 +69,91 @@ def _generation(recipe: Recipe, renderer: Renderer) -> None:
         first = [Sample(name, (opened(film, frames, name),)) for name, film in zip(names, films, strict=True)]
         print(f"samples: {num} drawn clips of {frames} frames")
     else:
-        source = source_of(recipe)
-        num, first = 0, []
-        for row in source.rows:
-            num += 1
-            if len(first) < NUM_SHOWN:
-                try:
-                    first.append(open_media(row, source.root, limits_of(recipe)))
-                except MediaError as error:
-                    print(f"would be quarantined: {error}")
-        print(f"samples: {num} from {recipe.data.images or recipe.data.videos or recipe.data.samples}")
-    name = method_name(recipe.method)
+        num, first = _opened(recipe)
+        print(f"samples: {num} from {_place(recipe)}")
     for sample in first:
-        for chat in asyncio.run(_requests(recipe, sample)):
+        refuse_media(recipe.method, [medium.ref for medium in sample.media])  # drawn ones are all of one kind
+        chats, end = asyncio.run(_requests(recipe, sample))
+        told = f"{method_name(recipe.method)}, {sample.id}"
+        for prompt, chat in chats.items():
             try:
                 tokens, of_media = renderer.count(chat)
             except SampleError as error:
                 raise SampleError(f"{sample.id}: {error}") from error
-            print(f"{name}, {sample.id}: {tokens} tokens, {of_media} of them media: {chat.prompt}")
+            print(f"{told}: {tokens} tokens, {of_media} of them media: {prompt}")
+        if end:
+            print(f"{told}: {end}")
 
 
-async def _requests(recipe: Recipe, sample: Sample) -> list[Chat]:
-    """The different chats that the method first asks about a sample."""
+def _place(recipe: Recipe) -> Path | None:
+    return recipe.data.images or recipe.data.videos or recipe.data.samples
+
+
+def _opened(recipe: Recipe) -> tuple[int, list[Sample]]:
+    """How many samples there are, and the first ones that the method can use; those before them are told.
+
+    Raises DataError where none of the first samples can be used.
+    """
+    source = source_of(recipe)
+    first: list[Sample] = []
+    refused: list[str] = []
+    num = 0
+    for row in source.rows:
+        num += 1
+        if len(first) < NUM_SHOWN and len(refused) < NUM_REFUSED:
+            try:
+                refuse_media(recipe.method, row.media)
+                first.append(open_media(row, source.root, limits_of(recipe)))
+            except (MediaError, SampleError) as error:
+                refused.append(str(error))
+    if refused and not first:
+        which = (
+            f"none of its {num} samples"
+            if num == len(refused)
+            else f"none of the first {len(refused)} of {num} samples"
+        )
+        raise DataError(f"{_place(recipe)}: {which} can be used; the first: {refused[0]}")
+    for reason in refused:
+        print(f"would be quarantined: {reason}")
+    return num, first
+
+
+async def _requests(recipe: Recipe, sample: Sample) -> tuple[dict[str, Chat], str]:
+    """The different chats that the method first asks about a sample, by what is shown of their prompts, and its end.
+
+    The end is empty where the method comes to a pair. Raises RecipeError for what is wrong with every sample.
+    """
     lm = ScriptedLM({"*": ("There is a cup. There is a book on the table.", "There is a dog. There is a tree.")})
     bound = SampleLM(lm, sample_id=sample.id, seed=recipe.seed)
     rng = random.Random(recipe.seed)
     # The scripted answers know nothing of the picture, so a method may find no pair in them or fail to read them.
-    with suppress(Exception):
+    end = ""
+    try:
         if isinstance(recipe.method, SurveyMethod):
             await recipe.method.survey(sample, bound, rng)
         else:
-            async for _ in recipe.method.pairs(sample, bound, rng):
-                pass
-    seen = {chat.prompt: chat for verb, chat in lm.asked if verb == "generate"}
-    return list(seen.values())
+            made = [found async for found in recipe.method.pairs(sample, bound, rng)]
+            dropped = [str(found) for found in made if isinstance(found, NoPair)]
+            end = f"no pair from scripted answers ({dropped[0]})" if dropped and len(dropped) == len(made) else ""
+    except RecipeError:
+        raise
+    except (NoPair, SampleError) as error:
+        end = f"ends here with scripted answers ({error})"
+    except MediaError as error:
+        end = f"would be quarantined ({error})"
+    except Exception as error:  # a user's method may fail in any way
+        end = f"fails here with scripted answers ({explain(error, recipe.method)})"
+    chats: dict[str, Chat] = {}
+    for verb, chat in lm.asked:
+        if verb == "generate":
+            chats.setdefault(shorten(chat.prompt), chat)
+    return chats, end
+
+
+def shorten(prompt: str) -> str:
+    """A prompt on one line, cut to its beginning."""
+    line = " ".join(prompt.split())
+    return line if len(line) <= MAX_SHOWN else f"{line[: MAX_SHOWN - 3]}..."
 
 
 def _training(recipe: Recipe, renderer: Renderer) -> None:

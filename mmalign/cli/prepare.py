@@ -12,18 +12,19 @@ from mmalign.errors import DataError
 
 def main(kind: str, source: Path, output: Path, *, prompt: str, dry_run: bool) -> int:
     """Write the samples and say what was taken and what was not."""
-    from mmalign.prepare import prepare_images, prepare_text, prepare_videos
-    from mmalign.samples import json_lines, list_clips, list_pictures
+    from mmalign.prepare import check_output, listed, prepare_images, prepare_text, prepare_videos
+    from mmalign.samples import json_lines
 
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
     if dry_run:
         if kind == "text":
+            check_output(output)
             num, what = sum(1 for _ in json_lines(source)), "prompts"
         elif kind == "images":
-            num, what = len(list_pictures(source).files), "pictures"
+            num, what = len(listed(source, output, "image").files), "pictures"
         else:
-            num, what = len(list_clips(source).files), "videos"
+            num, what = len(listed(source, output, "video").files), "videos"
         print(f"would read {num} {what} from {source} and write {output}")
         return 0
     if kind == "text":

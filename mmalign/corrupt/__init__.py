@@ -6,11 +6,12 @@ done to clips frame by frame with the same parameters; those of videos damage th
 
 from mmalign.corrupt import colour, noise, order, region, scale, staged, timing
 from mmalign.corrupt.clip_swap import swap
-from mmalign.corrupt.registry import apply, corruption, corruption_names, draw, find_corruption
+from mmalign.corrupt.registry import apply, check_corruptions, corruption, corruption_names, draw, find_corruption
 from mmalign.corrupt.replay import reopen
 
 __all__ = [
     "apply",
+    "check_corruptions",
     "colour",
     "corruption",
     "corruption_names",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image, ImageOps
 
@@ -24,6 +24,7 @@ class ClipSwap:
     clip's and cut around their middle.
     """
 
+    needs_other: ClassVar[bool] = True
     share: tuple[float, float] = (0.25, 1.0)
 
     def __post_init__(self) -> None:

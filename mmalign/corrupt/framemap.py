@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 
 from PIL import Image
@@ -33,7 +33,7 @@ class FrameMap(ABC):
             yield dict(params)
         elif len(clip.images) > 1:
             # Pixels are compared once here: a long clip that stands still has many orders, all of them unseen.
-            looks = _looks(clip.images)
+            looks = looks_of([image] for image in clip.images)
             for row in cls.maps(clip.times, params):
                 if shown(row["frames"], clip.times, looks) != looks:
                     yield row
@@ -57,7 +57,8 @@ def shown(frames: Sequence[int], times: Sequence[float], looks: Sequence[int]) -
     return [looks[frames[place]] for place in on_screen(times_of(frames, times), times)]
 
 
-def _looks(images: Sequence[Image.Image]) -> list[int]:
-    """For every frame the first place that has the very same pixels."""
+def looks_of(parts: Iterable[Sequence[Image.Image]]) -> list[int]:
+    """For every part, one frame or several of one size, the first place that has the very same pixels."""
     first: dict[bytes, int] = {}
-    return [first.setdefault(sha256(image.tobytes()).digest(), place) for place, image in enumerate(images)]
+    found = (sha256(b"".join(image.tobytes() for image in part)).digest() for part in parts)
+    return [first.setdefault(digest, place) for place, digest in enumerate(found)]

@@ -245,6 +245,23 @@ def check_whole(name: str, value: int, low: int, high: int) -> None:
         raise RecipeError(f"corruption {name}: got {value!r}, need a whole number from {low} to {high}")
 
 
+def check_corruptions(names: Sequence[str], ranges: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError or RecipeError unless every name is of a damage that `draw` and `apply` can do to one medium.
+
+    `ranges` are what `draw` will be given, by name: they are refused here as they would be there. What needs a second
+    clip beside the damaged one cannot be named in a recipe.
+    """
+    alone = [name for name in corruption_names("video") if not getattr(_KINDS[name].damage, "needs_other", False)]
+    if not names:
+        raise ValueError("corruptions: must not be empty")
+    for name in names:
+        if name in _KINDS and name not in alone:
+            raise ValueError(f"corruptions: {name!r} needs a second clip, which samples do not have; drop it")
+        if name not in alone:
+            raise ValueError(f"corruptions: {name!r} is unknown{_nearest(name, alone)}; there are {', '.join(alone)}")
+        draw(name, random.Random(0), **ranges.get(name, {}))
+
+
 def find_corruption(name: str) -> type[Damage] | type[ClipDamage]:
     """The class of a corruption; its fields are the ranges. Raises RecipeError with the nearest name."""
     if name not in _KINDS:

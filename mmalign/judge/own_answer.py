@@ -11,10 +11,11 @@ from mmalign.types import Completion, Sample, Sampling
 
 
 async def own_answer(sample: Sample, question: str, lm: SampleLM, drawn: Sampling, *, tries: int) -> Completion:
-    """The first of `tries` answers of which the model affirms every sentence by yes or no.
+    """The first of `tries` answers of which the model affirms every sentence by yes or no, at least one.
 
     The first one is greedy, the others are drawn by `drawn`; with `tries` 0 the greedy one is taken unasked. Raises
-    NoPair where there is none, and for an answer that is empty or cut off.
+    NoPair where there is none, and for an answer that is empty or cut off. An answer without a sentence that states
+    something ("Why?") is affirmed in nothing.
     """
     for number in range(max(tries, 1)):
         sampling = drawn if number else replace(drawn, temperature=0.0)
@@ -22,9 +23,9 @@ async def own_answer(sample: Sample, question: str, lm: SampleLM, drawn: Samplin
         if not tries:
             return answer
         belief = (await stands_by(sample, answer.text, lm)).value
-        if belief is None or belief > 0.5:
+        if belief is not None and belief > 0.5:
             return answer
-    raise NoPair("the model denies a sentence of each of its own references")
+    raise NoPair("the model affirms none of its own references sentence by sentence")
 
 
 def usable(written: Completion, what: str) -> Completion:

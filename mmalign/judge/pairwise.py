@@ -7,7 +7,7 @@ from typing import Final
 
 from mmalign.lm.bound import SampleLM
 from mmalign.lm.protocol import Option
-from mmalign.text.prompts import worded
+from mmalign.text.prompts import for_media
 from mmalign.types import Judgement, Sample
 
 #: The wording is ours.
@@ -22,7 +22,7 @@ async def prefers(sample: Sample, question: str, answer: str, other: str, lm: Sa
     """
 
     def shown(first: str, second: str) -> str:
-        return f"Question: {question}\nAnswer A: {first}\nAnswer B: {second}\n{worded(WHICH, sample.media)}"
+        return f"Question: {question}\nAnswer A: {first}\nAnswer B: {second}\n{for_media(WHICH, sample.media)}"
 
     one, two = await asyncio.gather(
         lm.choose(sample.ask(shown(answer, other)), LETTERS), lm.choose(sample.ask(shown(other, answer)), LETTERS)

@@ -24,6 +24,13 @@ _NUMBERS: Final = {
     for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
 }
 _DENIALS: Final = frozenset("no not never without neither nor t".split())  # "isn't" is split at its apostrophe
+_YES_NO: Final = re.compile(r"\W*(?:yes|no)(?:\W*$|\s*[.,;:!?)\"”*–—]|\s+-\s)", re.IGNORECASE)
+_YES_NO_QUESTION: Final = re.compile(
+    r"(?:^|[.!?:\n])\W*(?!(?:can|could|will|would) you\b)"
+    r"(?:is|are|was|were|am|do|does|did|has|have|had|can|could|will|would|shall|should|may|might|must)(?:n't)?\b"
+    r"[^.!?\n]*\?|\byes or no\b",
+    re.IGNORECASE,
+)
 _OPTION: Final = re.compile(r"^\s*\(?([A-Z])[).:]\s*(\S.*?)\s*$", re.MULTILINE)
 _INLINE_OPTION: Final = re.compile(r"\(([A-Z])\)\s*([^()\n]*[^()\s])")
 _LETTERS: Final = (
@@ -62,7 +69,8 @@ def form_of(question: str, reference: str) -> Form:
     if option_of(reference, options(question)) is not None:
         return "choice"
     said = words(reference)
-    if said[:1] in (["yes"], ["no"]):
+    # "No one opens the door." is no such answer, unless the question can be answered by yes or no.
+    if said[:1] in (["yes"], ["no"]) and (_YES_NO.match(reference) or _YES_NO_QUESTION.search(question)):
         return "yes/no"
     return "short" if 0 < len(said) <= SHORT_WORDS else "open"
 

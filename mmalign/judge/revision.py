@@ -84,7 +84,10 @@ class Revision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Critic:
-    """Criticises first answers and corrects them; every filter can be switched off (see the fields of `videosavi`)."""
+    """Criticises first answers and corrects them; every filter can be switched off (see the fields of `videosavi`).
+
+    Raises ValueError for filters that would let nothing pass.
+    """
 
     greedy: Sampling
     drawn: Sampling
@@ -93,6 +96,12 @@ class Critic:
     length_ratio: tuple[float, float] = (0.5, 2.0)
     drop_talk: bool = True
     pairwise: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_similarity <= 1:
+            raise ValueError(f"max_similarity: {self.max_similarity} must be 0 to 1; 1 keeps all")
+        if not 0 <= self.length_ratio[0] <= self.length_ratio[1]:
+            raise ValueError(f"length_ratio: {self.length_ratio} must be [least, greatest], the first 0 or more")
 
     async def revise(self, sample: Sample, answered: Sequence[tuple[str, Completion]], lm: SampleLM) -> list[Revision]:
         """One revision per question and first answer, in order; each step is asked about all of them at once."""

@@ -13,7 +13,7 @@ from statistics import fmean, median
 from typing import Final, NamedTuple
 
 from mmalign.lm.bound import SampleLM
-from mmalign.text.prompts import worded
+from mmalign.text.prompts import for_media
 from mmalign.types import Chat, Completion, Judgement, Sample, Sampling
 
 CRITERIA: Final = ("relevance", "accuracy", "temporal_grounding", "clarity")
@@ -28,7 +28,7 @@ _OBJECT: Final = re.compile(r"\{[^{}]*\}")
 
 def request(sample: Sample, caption: str, question: str, answer: str) -> Chat:
     """The question for the scores of one answer; a caption helps the judge to see what the answer is about."""
-    rule = worded(SCORE, sample.media)
+    rule = for_media(SCORE, sample.media)
     return sample.ask(f"Caption: {caption}\nQuestion: {question}\nAnswer: {answer}\n{rule}")
 
 
@@ -39,8 +39,9 @@ def read_scores(text: str) -> float | None:
         scores = json.loads(found[0]) if found else {}
     except ValueError:
         return None
-    values = [float(scores[name]) for name in CRITERIA if type(scores.get(name)) in (int, float)]
-    return fmean(values) if len(values) == len(CRITERIA) and LOW <= min(values) <= max(values) <= HIGH else None
+    values = [scores[name] for name in CRITERIA if type(scores.get(name)) in (int, float)]
+    # One by one: NaN, which Python's JSON knows, would pass a test of the least and the greatest.
+    return fmean(values) if len(values) == len(CRITERIA) and all(LOW <= value <= HIGH for value in values) else None
 
 
 async def scores(

@@ -6,21 +6,10 @@ from collections.abc import Sequence
 
 from mmalign.errors import SampleError
 from mmalign.lm.protocol import Option
-from mmalign.types import Sampling
 
 
-def check_sampling(sampling: Sampling, seed: int) -> None:
-    """Raises SampleError for settings that mean nothing."""
-    for name, is_good, remedy in (
-        ("temperature", sampling.temperature >= 0, "0 (greedy) or more"),
-        ("top_p", 0 < sampling.top_p <= 1, "more than 0, at most 1"),
-        ("top_k", sampling.top_k >= 0, "0 (off) or more"),
-        ("repetition_penalty", sampling.repetition_penalty > 0, "more than 0; 1 is off"),
-        ("max_new_tokens", sampling.max_new_tokens > 0, "at least 1"),
-        ("stop", all(sampling.stop), "strings that are not empty"),
-    ):
-        if not is_good:
-            raise SampleError(f"sampling.{name} is {getattr(sampling, name)!r}: give {remedy}")
+def check_seed(seed: int) -> None:
+    """Raises SampleError for a seed that no generator takes."""
     if not 0 <= seed < 1 << 63:
         raise SampleError(f"seed {seed} is not a 63-bit number: give 0 to 2**63 - 1")
 

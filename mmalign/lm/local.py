@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mmalign.errors import MMAlignError, ModelError, SampleError
-from mmalign.lm.asking import check_options, check_sampling
+from mmalign.lm.asking import check_options, check_seed
 from mmalign.lm.batch import BatchModel, Prompt
 from mmalign.lm.choosing import choice_from_logits, choice_from_logps, first_tokens
 from mmalign.lm.load import Loaded
@@ -100,7 +100,7 @@ class LocalLM:
         `num_tokens` counts the end-of-turn token. An answer is cut at the model's last position if it gets there
         first (`finish` is "length" then too). Equal requests that wait at the same time are computed once.
         """
-        check_sampling(sampling, seed)
+        check_seed(seed)
 
         def plan(request: _Request) -> None:
             prompt = self._batches.prompt(chat)

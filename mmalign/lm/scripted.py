@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from mmalign.errors import ModelError, SampleError
-from mmalign.lm.asking import check_options, check_sampling
+from mmalign.lm.asking import check_options, check_seed
 from mmalign.lm.protocol import Option
 from mmalign.types import Chat, Choice, Completion, Sampling, TokenLogps
 
@@ -57,7 +57,7 @@ class ScriptedLM:
 
     async def generate(self, chat: Chat, sampling: Sampling, *, seed: int) -> Completion:
         """The scripted answer; words count as tokens, and limit and stop strings hold."""
-        check_sampling(sampling, seed)
+        check_seed(seed)
         await self._asked("generate", chat)
         text = self._answer(chat, sampling, seed)
         cuts = [text.index(stop) + len(stop) for stop in sampling.stop if stop in text]

@@ -4,7 +4,8 @@ A method is a class under `@method`: its annotated fields are its parameters, an
 straight-line async code. Batching, resuming and seeding are the engine's work. A method in a user's own file is named
 `path/to/file.py:Class`, one in an installed package `package.module:Class`.
 
-The kinds of media that a method takes are part of its registration; samples with others never reach it.
+The kinds of media that a method takes are part of its registration; samples with others never reach it, and samples
+without media only where it takes "text".
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pkgutil
 import random
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -101,8 +102,8 @@ class MethodInfo:
 def method(name: str, *, media: MediaKind | tuple[MediaKind, ...] = "image", paper: str = "") -> Callable[[C], C]:
     """Make a class a method known by `name`: a frozen dataclass with keyword-only parameters, unless it is one already.
 
-    `media` is the kind, or the kinds, of media that it takes. Raises TypeError for a class without `pairs`, for a
-    parameter that has no default, and for a kind that does not exist.
+    `media` is the kind, or the kinds, of media that it takes; "text" lets samples without any in. Raises TypeError for
+    a class without `pairs`, for a parameter that has no default, and for a kind that does not exist.
     """
     kinds = (media,) if isinstance(media, str) else tuple(media)
 
@@ -123,14 +124,31 @@ def method(name: str, *, media: MediaKind | tuple[MediaKind, ...] = "image", pap
     return register
 
 
-def refuse_media(method: object, media: Iterable[MediaRef]) -> None:
-    """Raise SampleError, one line, where a method does not take media of such a kind."""
+def refuse_media(method: object, media: Sequence[MediaRef]) -> None:
+    """Raise SampleError, one line, where a method does not take media of such a kind, or no sample without any."""
     cls: Any = type(method)
+    taken = " and ".join(f"{kind}s" if kind != "text" else kind for kind in cls.method_media)
+    if not media and "text" not in cls.method_media:
+        raise SampleError(f"the sample has no media; method {cls.method_name} takes {taken} only")
     for ref in media:
         if ref.kind not in cls.method_media:
-            taken = " and ".join(f"{kind}s" if kind != "text" else kind for kind in cls.method_media)
             what = {"image": "a picture", "video": "a clip"}[ref.kind]
             raise SampleError(f"{ref.path} is {what}; method {cls.method_name} takes {taken} only")
+
+
+def check_least(method: object, **least: float) -> None:
+    """Raise ValueError, with key and value, where a parameter is no number from its least value on."""
+    for name, value in least.items():
+        given = getattr(method, name)
+        if not given >= value:  # nor is NaN
+            raise ValueError(f"{name}: {given} is too small; use {value} or more")
+
+
+def check_filled(method: object, *names: str) -> None:
+    """Raise ValueError where a parameter that holds several values holds none."""
+    for name in names:
+        if not getattr(method, name):
+            raise ValueError(f"{name}: must not be empty")
 
 
 def method_names() -> list[str]:

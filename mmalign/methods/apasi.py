@@ -18,7 +18,7 @@ from mmalign.inject.guides import OPENERS, Guides
 from mmalign.inject.language_prior import LanguagePrior, draw_positions, num_injected
 from mmalign.judge.consistency import sees
 from mmalign.lm.bound import SampleLM
-from mmalign.methods import method
+from mmalign.methods import check_least, method
 from mmalign.text.negation import negated
 from mmalign.text.objects import Vocabulary
 from mmalign.text.prompts import DETAIL, worded
@@ -37,7 +37,7 @@ class APASI:
         late: Prefer late sentences, where models hallucinate most.
         top_k: Most frequent companions that a guide object is drawn from.
         check_absent: Ask the model, with the picture, whether the guide object is there, and take another if it is.
-        prompts: Requests to draw from where the data bring no prompt.
+        prompts: Requests to draw from without a prompt in the data. For clips the default ones say video, yours stay.
         max_new_tokens: Token limit of the description; one that reaches it gives no pair.
         injected_tokens: Token limit of an injected sentence.
         repetition_penalty: Of injected sentences.
@@ -69,6 +69,8 @@ class APASI:
             )
         if self.min_injected < 1 or self.attempts < 1:
             raise ValueError("min_injected and attempts: must be at least 1")
+        check_least(self, max_new_tokens=1, injected_tokens=1)
+        _ = self.injection
         Vocabulary.load(self.vocabulary)  # a wrong list is refused before the run starts
         for opener in self.openers:
             if ("{a}" in opener) == ("{plural}" in opener):

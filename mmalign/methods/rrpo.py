@@ -2,8 +2,7 @@
 
 A box hides part of every frame and neighbouring frames change places; the model answers from that. An answer that is
 wrong by the reference is kept, its errors alone are written into the reference, and the phrases in which the two then
-differ are marked: the objective `rrpo` rewards and penalises nothing else. The authors released no code for pairs.
-Departures from the paper: docs/methods/rrpo.md.
+differ are marked: the objective `rrpo` trains nothing else. Departures from the paper: docs/methods/rrpo.md.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from mmalign.corrupt import apply, corruption_names, draw
+from mmalign.corrupt import apply, check_corruptions, draw
 from mmalign.errors import NoPair, SampleError
 from mmalign.judge.own_answer import own_answer, usable
 from mmalign.judge.reference import compare, form_of
 from mmalign.judge.sentences import stands_by
 from mmalign.lm.bound import SampleLM
-from mmalign.methods import method
+from mmalign.methods import check_filled, check_least, method
 from mmalign.text.diff import phrase_spans
 from mmalign.text.prompts import ASK_SPATIAL, ASK_TEMPORAL, DIFFERENCES, REWRITE, TELL
 from mmalign.text.questions import questions
@@ -59,22 +58,26 @@ class RRPO:
     own_references: int = 4
 
     def __post_init__(self) -> None:
-        known = [*corruption_names("image"), *corruption_names("video")]
-        for name in self.corruptions:
-            if name not in known:
-                raise ValueError(f"corruptions: {name!r} is unknown; there are {', '.join(known)}")
-        for name in ("corruptions", "prompts"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: must not be empty")
+        check_corruptions(self.corruptions, self.ranges)
+        check_filled(self, "prompts")
+        check_least(self, own_references=0)
         if not 0 <= self.max_same < 1:
             raise ValueError(f"max_same: {self.max_same} must be at least 0 and below 1")
+        _ = self.drawn  # wrong values are refused before the run starts
+
+    @property
+    def drawn(self) -> Sampling:
+        return Sampling(self.temperature, max_new_tokens=self.max_new_tokens)
+
+    @property
+    def ranges(self) -> dict[str, dict[str, Any]]:
+        return {"box_mask": {"area": self.area}, "local_shuffle": {"window": self.window}}
 
     async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
         question, asked_by = await self.question(sample, lm, rng)
         reference, told_by = await self.reference(sample, question, lm)
         damaged = tuple(self.damaged(medium, rng) for medium in sample.media)
-        sampling = Sampling(self.temperature, max_new_tokens=self.max_new_tokens)
-        answer = usable(await lm.generate(sample.ask(question).with_media(damaged), sampling), "answer")
+        answer = usable(await lm.generate(sample.ask(question).with_media(damaged), self.drawn), "answer")
         looks = self.open_judge == "clip" and form_of(question, reference.text) == "open"
         judging = stands_by(sample, answer.text, lm) if looks else compare(question, reference.text, answer.text, lm)
         verdict = await judging
@@ -117,8 +120,7 @@ class RRPO:
         if self.questions == "pool":
             return rng.choice(self.prompts), "pool"
         request = rng.choice((ASK_SPATIAL, ASK_TEMPORAL)).format(number="three")
-        written = await lm.generate(sample.ask(request), Sampling(self.temperature, max_new_tokens=self.max_new_tokens))
-        found = questions(written)
+        found = questions(await lm.generate(sample.ask(request), self.drawn))
         if not found:
             raise NoPair("the model wrote no usable question")
         return rng.choice(found), "model"
@@ -126,17 +128,15 @@ class RRPO:
     async def reference(self, sample: Sample, question: str, lm: SampleLM) -> tuple[Completion, str]:
         """The reference answer of the data; without one, the model's own answer from the clean clip."""
         if "answer" not in sample.meta:
-            drawn = Sampling(self.temperature, max_new_tokens=self.max_new_tokens)
-            return await own_answer(sample, question, lm, drawn, tries=self.own_references), "model, clean clip"
+            return await own_answer(sample, question, lm, self.drawn, tries=self.own_references), "model, clean clip"
         answer = sample.meta["answer"]
         if not isinstance(answer, str) or not answer.strip():
             raise SampleError(f"meta.answer is {answer!r}; it must be the reference answer as text")
         return Completion(answer), "data"
 
     def damaged(self, medium: Media, rng: random.Random) -> Media:
-        ranges: dict[str, dict[str, Any]] = {"box_mask": {"area": self.area}, "local_shuffle": {"window": self.window}}
         for name in self.corruptions:
-            medium = apply(medium, draw(name, rng, **ranges.get(name, {})))
+            medium = apply(medium, draw(name, rng, **self.ranges.get(name, {})))
         return medium
 
     async def rewritten(self, question: str, reference: str, answer: str, lm: SampleLM) -> tuple[Completion, str]:

@@ -38,7 +38,7 @@ class SelfConsistency:
         temperature: Of the long answers; one setting for all, so that style does not separate good from bad.
         top_p: Nucleus of the long answers.
         max_new_tokens: Token limit of a long answer; one that reaches it is dropped.
-        prompts: Requests to draw from where the data bring no prompt.
+        prompts: Requests to draw from without a prompt in the data. For clips the default ones say video, yours stay.
         extractor: How claims are found: "rule" (things that the text names), "llm" (facts that the model lists) or
             "sentences" (each sentence as it stands; for what a text says of events).
         attributes: With "rule", also check colours and materials ("a red boat").
@@ -80,9 +80,9 @@ class SelfConsistency:
     def __post_init__(self) -> None:
         if self.samples + self.include_greedy < 2:
             raise ValueError(f"samples: {self.samples} gives fewer than two answers to compare; use 2 or more")
-        if self.min_gap is not None and self.min_gap <= 0:
+        if self.min_gap is not None and not self.min_gap > 0:
             raise ValueError(f"min_gap: {self.min_gap} would pair equal answers; use a number above 0")
-        Vocabulary.load(self.vocabulary)  # a wrong list is refused before the run starts
+        _ = self.judge, Sampling(self.temperature, self.top_p, max_new_tokens=self.max_new_tokens)  # refuse these too
 
     @property
     def judge(self) -> ConsistencyJudge:

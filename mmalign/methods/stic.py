@@ -13,10 +13,10 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any
 
-from mmalign.corrupt import apply, corruption_names, draw
+from mmalign.corrupt import apply, check_corruptions, draw
 from mmalign.errors import NoPair
 from mmalign.lm.bound import SampleLM
-from mmalign.methods import method
+from mmalign.methods import check_filled, method
 from mmalign.text.prompts import IMAGINE, PLAIN, STEP_BY_STEP, worded
 from mmalign.types import Completion, Media, Pair, Sample, Sampling
 
@@ -33,7 +33,7 @@ class STIC:
         hue: Range of the hue shift of color_jitter, in shares of the hue circle.
         temperature: Of all descriptions.
         max_new_tokens: Token limit of a description; a better side that reaches it gives no pair.
-        good_prompt: What the better side is asked.
+        good_prompt: What the better side is asked. About clips the default prompts say video, your own stay.
         plain_prompts: Requests one of which is stored with the pair, and asked about a damaged picture.
         bad_prompts: Requests for things that are plausible but absent.
     """
@@ -52,16 +52,22 @@ class STIC:
     def __post_init__(self) -> None:
         if not 0 <= self.p_bad_prompt <= 1:
             raise ValueError(f"p_bad_prompt: {self.p_bad_prompt} is no probability; use 0 to 1")
-        known = [*corruption_names("image"), *corruption_names("video")]
-        for name in self.corruptions:
-            if name not in known:
-                raise ValueError(f"corruptions: {name!r} is unknown; there are {', '.join(known)}")
-        for name in ("plain_prompts", "bad_prompts", "corruptions"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: must not be empty")
+        check_corruptions(self.corruptions, self.ranges)
+        check_filled(self, "plain_prompts", "bad_prompts")
+        _ = self.drawn  # wrong values are refused before the run starts
+
+    @property
+    def drawn(self) -> Sampling:
+        return Sampling(self.temperature, max_new_tokens=self.max_new_tokens)
+
+    @property
+    def ranges(self) -> dict[str, dict[str, Any]]:
+        return {
+            "low_resolution": {"short_side": self.short_side},
+            "color_jitter": {"brightness": self.brightness, "hue": self.hue},
+        }
 
     async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
-        sampling = Sampling(self.temperature, max_new_tokens=self.max_new_tokens)
         good, plain = worded(self.good_prompt, sample.media), worded(rng.choice(self.plain_prompts), sample.media)
         if rng.random() < self.p_bad_prompt:
             source, asked, media = "bad_prompt", worded(rng.choice(self.bad_prompts), sample.media), sample.media
@@ -69,8 +75,8 @@ class STIC:
             source, asked = rng.choice(self.corruptions), plain
             media = self.damaged(sample.media, source, rng)
         chosen, rejected = await asyncio.gather(
-            lm.generate(sample.ask(good), sampling),
-            lm.generate(sample.ask(asked).with_media(media), sampling),
+            lm.generate(sample.ask(good), self.drawn),
+            lm.generate(sample.ask(asked).with_media(media), self.drawn),
         )
         self.check(chosen, rejected)
         yield Pair(
@@ -88,11 +94,7 @@ class STIC:
 
     def damaged(self, media: tuple[Media, ...], kind: str, rng: random.Random) -> tuple[Media, ...]:
         """Every medium with damage of one kind, each drawn for itself."""
-        ranges: dict[str, dict[str, Any]] = {
-            "low_resolution": {"short_side": self.short_side},
-            "color_jitter": {"brightness": self.brightness, "hue": self.hue},
-        }
-        return tuple(apply(medium, draw(kind, rng, **ranges.get(kind, {}))) for medium in media)
+        return tuple(apply(medium, draw(kind, rng, **self.ranges.get(kind, {}))) for medium in media)
 
     def check(self, chosen: Completion, rejected: Completion) -> None:
         """Raise NoPair for a pair that teaches nothing or something wrong."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Hashable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
-from mmalign.corrupt.curriculum import Kind, Order, orders
+from mmalign.corrupt.curriculum import Kind, Order, Telling, orders
+from mmalign.corrupt.framemap import looks_of
 from mmalign.errors import MediaError, NoPair, SampleError
 from mmalign.lm.bound import SampleLM
 from mmalign.media.parts import parts
-from mmalign.methods import method
+from mmalign.methods import check_filled, check_least, method
 from mmalign.text.captions import FIRST_PART, NEXT_PART, WHOLE, bare_caption, numbered, says_something
 from mmalign.text.prompts import TELL
 from mmalign.types import Chat, Clip, Completion, Message, Pair, Sample, Sampling
@@ -33,8 +34,8 @@ class TEMPLE:
             of the parts themselves) or "video" (the frames).
         kinds: Kinds of damage, one pair each; "none" tells the same undamaged list again, for a control.
         ratios: How strong the damage is: blocks have a 1/ratio of the parts. One stage each, the largest first.
-        num_clips: Parts of equal length that the clip is cut into ("caption", "clip").
-        clip_frames: Frames that are shown of a part.
+        num_clips: Parts of equal length that the clip is cut into; fewer where it has not `clip_frames` for each.
+        clip_frames: Frames that are shown of a part ("caption", "clip").
         min_clips: Fewest parts, or frames with "video"; shorter clips give no pair.
         temperature: Of everything told of the whole video.
         repetition_penalty: Of the same.
@@ -60,27 +61,28 @@ class TEMPLE:
     max_length_ratio: float = 1.5
 
     def __post_init__(self) -> None:
-        for name, least in {"num_clips": 2, "clip_frames": 1, "min_clips": 2, "max_length_ratio": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small; use {least} or more")
-        for name in ("kinds", "ratios", "prompts"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: must not be empty")
+        check_least(self, num_clips=2, clip_frames=1, min_clips=2, caption_tokens=1, max_length_ratio=1)
+        check_filled(self, "kinds", "ratios", "prompts")
         if min(self.ratios) < 2:
             raise ValueError(f"ratios: {min(self.ratios)} damages nothing; use 2 or more")
+        if self.level != "video" and self.min_clips > self.num_clips:
+            raise ValueError(f"min_clips: {self.min_clips} are more than num_clips ({self.num_clips}) ever gives")
+        _ = self.telling  # wrong values are refused before the run starts
+
+    @property
+    def telling(self) -> Sampling:
+        return Sampling(self.temperature, 1.0, 0, self.repetition_penalty, self.max_new_tokens)
 
     async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair | NoPair]:
-        num, tell = await self.material(sample, lm, rng)
-        clean = tell(Order("none", 0, range(num)))
+        looks, tell = await self.material(sample, lm, rng)
         asked = []
-        for order in orders(num, self.kinds, self.ratios, rng):
+        for order in orders(looks, self.kinds, self.ratios, rng):
             try:
                 asked.append((order, tell(order)))
             except MediaError:
                 yield NoPair(f"{order.kind}: the damage cannot be seen")
-        telling = Sampling(self.temperature, 1.0, 0, self.repetition_penalty, self.max_new_tokens)
-        chats = [clean, *(chat for _, chat in asked)]
-        chosen, *others = await asyncio.gather(*(lm.generate(chat, telling) for chat in chats))
+        chats = [tell(Order("none", 0, range(len(looks)))), *(chat for _, chat in asked)]
+        chosen, *others = await asyncio.gather(*(lm.generate(chat, self.telling) for chat in chats))
         if chosen.finish == "length" or not says_something(chosen.text):
             raise NoPair("what is told of the clean clip is unusable")
         for (order, chat), rejected in zip(asked, others, strict=True):
@@ -104,22 +106,23 @@ class TEMPLE:
                 },
             )
 
-    async def material(self, sample: Sample, lm: SampleLM, rng: random.Random) -> tuple[int, Callable[[Order], Chat]]:
-        """How many parts (or frames) can be told in another order, and the request to tell them in a given one."""
+    async def material(self, sample: Sample, lm: SampleLM, rng: random.Random) -> tuple[Sequence[Hashable], Telling]:
+        """What each part (or frame) looks like where it is told, and the request to tell them in a given order."""
         clip = sample.media[0] if len(sample.media) == 1 else None
         if not isinstance(clip, Clip):
             raise SampleError(f"temple needs one clip per sample, this one has {len(sample.media)} media")
-        cut = parts(clip, self.num_clips, self.clip_frames)
-        num = len(clip.images) if self.level == "video" else len(cut)
-        if num < self.min_clips:
-            raise NoPair(f"the clip has fewer than {self.min_clips} parts or frames")
+        most, size = (len(clip.images), 1) if self.level == "video" else (self.num_clips, self.clip_frames)
+        if (num := min(most, len(clip.images) // size)) < self.min_clips:
+            raise NoPair(f"the clip has fewer than {self.min_clips * size} frames, {self.min_clips} parts of {size}")
         prompt = sample.prompt or rng.choice(self.prompts)
         if self.level == "video":
-            return num, lambda order: sample.ask(prompt).with_media([order.of(clip)])
+            return looks_of([frame] for frame in clip.images), lambda o: sample.ask(prompt).with_media([o.of(clip)])
+        cut = parts(clip, num, self.clip_frames)
         if self.level == "clip":
-            return num, lambda order: replace(sample, media=tuple(cut[place] for place in order.places)).ask(prompt)
+            shown = looks_of(part.images for part in cut)
+            return shown, lambda order: replace(sample, media=tuple(order.among(cut))).ask(prompt)
         captions = await self.captions(cut, lm)
-        return num, lambda order: ask(WHOLE.format(captions=numbered([captions[place] for place in order.places])))
+        return captions, lambda order: ask(WHOLE.format(captions=numbered(order.among(captions))))
 
     async def captions(self, cut: Sequence[Clip], lm: SampleLM) -> list[str]:
         """One caption per part; from the second on the part before is shown, too."""

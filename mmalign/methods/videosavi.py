@@ -8,6 +8,7 @@ each scored by the model, best against worst. Departures from both: docs/methods
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator
 from typing import Final, Literal
@@ -66,8 +67,11 @@ class VideoSAVi:
     def __post_init__(self) -> None:
         if not self.spatial + self.temporal > 0 or not all(0 <= n <= 10 for n in (self.spatial, self.temporal)):
             raise ValueError("spatial and temporal: give 0 to 10 questions of each kind and at least one")
-        if len(self.temperatures) < 2 or self.min_gap <= 0:
+        if len(self.temperatures) < 2 or not self.min_gap > 0:
             raise ValueError("temperatures and min_gap: two answers and a gap above 0 are needed to compare")
+        if not all(0 <= t < math.inf for t in self.temperatures):
+            raise ValueError(f"temperatures: {self.temperatures} must all be 0 (greedy) or more")
+        _ = self.critic  # wrong values are refused before the run starts
 
     @property
     def drawn(self) -> Sampling:

@@ -186,7 +186,7 @@ def _one_line(error: ArgumentError) -> str:
 
 
 def _build(config: Namespace, method: type, objective: type) -> Recipe:
-    for place, key in (("data", "images"), ("data", "samples"), ("evaluate", "labels")):
+    for place, key in (("data", "images"), ("data", "videos"), ("data", "samples"), ("evaluate", "labels")):
         path = config[place][key]
         config[place][key] = None if path is None else path.resolve()  # a run may be gone on with from elsewhere
     values = config.as_dict()

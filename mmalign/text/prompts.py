@@ -116,6 +116,18 @@ DIFFERENCES: Final = (
 REWRITE: Final = "Write the first answer again, changed so that it has these differences. Write only the answer."
 
 
+#: All of the above that speak of a picture.
+_OF_PICTURES: Final = frozenset((*DETAIL, *PLAIN, STEP_BY_STEP, *IMAGINE, *BRIEF, LIST_OBJECTS, IS_THERE, IS_TRUE))
+
+
 def worded(prompt: str, media: Sequence[Media]) -> str:
-    """The prompt in words for what it is about: pools speak of a picture, which becomes a video where one is shown."""
-    return prompt.replace("picture", "video") if any(isinstance(part, Clip) for part in media) else prompt
+    """The prompt in words for what it is about: one of these pools speaks of a video where one is shown.
+
+    Any other prompt, which a user wrote, stays as it is.
+    """
+    return for_media(prompt, media) if prompt in _OF_PICTURES else prompt
+
+
+def for_media(text: str, media: Sequence[Media]) -> str:
+    """A text of the house's own that speaks of a picture: of a video where one is shown."""
+    return text.replace("picture", "video") if any(isinstance(part, Clip) for part in media) else text

@@ -48,10 +48,10 @@ split; the figures below from `test`, which is seeded apart. DIR then holds this
 ## It hallucinates on purpose
 
 When asked for a detailed description, the training captions often end with a thing that is absent but typical of the
-scene, most often where little is there; half of the detailed captions of clips end with an event that does not happen.
+scene, most often where little is there; half of the detailed captions of clips end with an event that never happens.
 Answers to questions are always true. So the model says in descriptions what it denies when asked: the gap that
-self-alignment closes. The hallucination is planted by noisy captions and therefore easier to remove than that of a large
-model; results here show that a method works, not how much it gains elsewhere.
+self-alignment closes. The hallucination is planted by noisy captions and therefore easier to remove than that of a
+large model; results here show that a method works, not how much it gains elsewhere.
 
 ## Figures
 
@@ -81,8 +81,8 @@ Sampled at temperature 1, {varied} of the pictures get different slips within fo
 
 It knows its toy language only and answers anything else with toy sentences. Larger pictures are scaled to about 64x64
 pixels in all. It was taught with one picture or clip, before the question, in the first turn; several pictures or turns
-are accepted but were never trained. Questions that say 'the fish' are taught for single fish only. It cannot say whether
-two longer texts mean the same. What is weak is in the tables: read them before building on relations, on text alone or
+are accepted but were never trained. Questions that say 'the fish' are taught for single fish only. It cannot say
+whether two longer texts mean the same. What is weak is in the tables: read them before building on relations, on text alone or
 on what happens right before or after an event in a clip.
 
 Licence: Apache-2.0.

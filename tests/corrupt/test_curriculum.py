@@ -16,7 +16,7 @@ ALL: tuple[Kind, ...] = ("drop", "reverse", "shuffle")
 
 
 def made(num: int, kinds: tuple[Kind, ...] = ALL, ratios: tuple[int, ...] = (16, 8, 4, 2)) -> list[Order]:
-    return orders(num, kinds, ratios, random.Random(5))
+    return orders(range(num), kinds, ratios, random.Random(5))
 
 
 def test_the_table_of_ten_clips() -> None:
@@ -48,7 +48,7 @@ def test_the_control_keeps_the_order_and_comes_once() -> None:
 
 @given(st.integers(2, 40), st.integers(0, 1000))
 def test_no_order_twice_and_none_clean(num: int, seed: int) -> None:
-    found = orders(num, ALL, (16, 8, 4, 2), random.Random(seed))
+    found = orders(range(num), ALL, (16, 8, 4, 2), random.Random(seed))
     places = [tuple(order.places) for order in found]
     assert len(set(places)) == len(places)
     assert tuple(range(num)) not in places
@@ -81,3 +81,32 @@ def test_an_order_that_nobody_sees_is_refused() -> None:
     still = Clip((Image.new("RGB", (4, 4)),) * 4, (0.0, 1.0, 2.0, 3.0), MediaRef("still.mp4", "video"))
     with pytest.raises(MediaError, match=r"still\.mp4"):
         Order("reverse", 4, [3, 2, 1, 0]).of(still)
+
+
+def test_an_order_that_nobody_sees_is_marked_and_refuses_a_list() -> None:
+    (order,) = orders("abba", ("reverse",), (4,), random.Random(0))
+    assert (order.seen, list(order.places)) == (False, [3, 2, 1, 0])
+    with pytest.raises(MediaError, match="reverse at the ratio 4 changes nothing"):
+        order.among("abba")
+    (control,) = orders("aaaa", ("none",), (4, 2), random.Random(0))
+    assert control.among("aaaa") == list("aaaa")
+    both = orders("aaaa", ("reverse", "none"), (4,), random.Random(0))
+    assert [(order.kind, order.seen) for order in both] == [("reverse", False), ("none", True)]
+
+
+@pytest.mark.parametrize("looks", ["aaaaaaab", "baaaaaaa", "aabbaabb", "abababab", "aaaabbbb"])
+def test_a_shuffle_is_seen_wherever_another_order_can_be(looks: str) -> None:
+    for seed in range(40):
+        for order in orders(looks, ("shuffle",), (8, 4), random.Random(seed)):
+            size = 8 // order.ratio
+            is_uniform = len({looks[at : at + size] for at in range(0, 8, size)}) == 1
+            assert order.seen != is_uniform
+            assert is_uniform == ([looks[place] for place in order.places] == list(looks))
+
+
+@given(st.text("abc", min_size=2, max_size=16), st.integers(0, 1000))
+def test_no_two_orders_tell_the_same(looks: str, seed: int) -> None:
+    found = [order for order in orders(looks, ALL, (16, 8, 4, 2), random.Random(seed)) if order.seen]
+    told = ["".join(order.among(looks)) for order in found]
+    assert len(set(told)) == len(told)
+    assert looks not in told

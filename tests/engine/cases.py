@@ -33,7 +33,7 @@ def answer(chat: Chat, sampling: Sampling, seed: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@method("plain")
+@method("plain", media=("image", "text"))
 class Plain:
     """Draws, asks several things at once, and makes 0 to 3 pairs; some samples have none, some cannot be used."""
 
@@ -52,7 +52,7 @@ class Plain:
             yield Pair(chat, first, other, source=f"draw {draw}", gap=rng.random(), provenance={"seed": other.seed})
 
 
-@method("two_pass")
+@method("two_pass", media=("image", "text"))
 class TwoPass:
     """Compares each sample with the mean of all."""
 
@@ -75,7 +75,7 @@ class TwoPass:
         yield Pair(chat, await lm.generate(chat, WARM), Completion(survey["text"]), gap=survey["value"] - known)
 
 
-@method("choosy")
+@method("choosy", media=("image", "text"))
 class Choosy(Plain):
     """Keeps the half of the pairs with the larger gap."""
 

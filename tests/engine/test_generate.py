@@ -147,7 +147,7 @@ def test_broken_pictures_go_to_quarantine(tmp_path: Path) -> None:
 
 
 def test_pairs_without_a_preference_are_counted(tmp_path: Path) -> None:
-    @method("hollow")
+    @method("hollow", media="text")
     class Hollow:
         async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
             chat = sample.ask("?")
@@ -177,7 +177,7 @@ def test_pairs_without_a_preference_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_bug_in_one_sample_names_type_message_and_line(tmp_path: Path) -> None:
-    @method("buggy")
+    @method("buggy", media="text")
     class Buggy:
         async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
             chat = sample.ask("?")
@@ -205,7 +205,7 @@ def test_a_bug_in_one_sample_names_type_message_and_line(tmp_path: Path) -> None
 def test_a_method_that_always_fails_stops_the_run_and_is_tried_again(tmp_path: Path) -> None:
     broken = True
 
-    @method("mended")
+    @method("mended", media="text")
     class Mended:
         async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
             if broken:
@@ -230,7 +230,7 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path, share: float, num_bad
     bad = [index % 10 < num_bad // 10 for index in range(400)]
     turns = iter(range(400))
 
-    @method("once")
+    @method("once", media="text")
     class Once:
         async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
             yield Pair(sample.ask("?"), await lm.generate(sample.ask("?")), Completion("b"))
@@ -303,12 +303,12 @@ def test_names_that_are_no_unicode_are_quarantined(tmp_path: Path) -> None:
 
 
 def test_selection_errors_are_told_in_one_line(tmp_path: Path) -> None:
-    @method("doubles")
+    @method("doubles", media="text")
     class Doubles(Plain):
         def select(self, rows: list[PairRow]) -> list[PairRow]:
             return [rows[0], rows[0]]
 
-    @method("breaks")
+    @method("breaks", media="text")
     class Breaks(Plain):
         def select(self, rows: list[PairRow]) -> list[PairRow]:
             raise ZeroDivisionError("no spread")
@@ -344,7 +344,7 @@ def test_memory_is_for_the_samples_in_flight_only(tmp_path: Path, monkeypatch: p
             most_ahead = max(most_ahead, pulled - finished)
             yield row
 
-    @method("watched")
+    @method("watched", media="text")
     class Watched:
         async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
             nonlocal in_flight, most_in_flight, finished
@@ -387,7 +387,7 @@ def test_a_second_signal_does_what_it_always_does(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     at_the_end = []
 
-    @method("patient")
+    @method("patient", media="text")
     class Patient:
         async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
             signal.raise_signal(signal.SIGTERM)

@@ -35,6 +35,9 @@ def test_the_mean_of_four_scores() -> None:
         written(None, 4, 3, 2),
         '{"relevance": 5, "accuracy": 5, "clarity": 5}',
         '{"relevance": NaN, "accuracy": 5, "temporal_grounding": 5, "clarity": 5}',
+        '{"relevance": 5, "accuracy": 5, "temporal_grounding": 5, "clarity": NaN}',
+        '{"relevance": 5, "accuracy": 5, "temporal_grounding": 5, "clarity": Infinity}',
+        written(5, 4, 3, 10**400),
     ],
 )
 def test_scores_that_cannot_be_read_are_none(text: str) -> None:

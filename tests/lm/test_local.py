@@ -246,20 +246,28 @@ async def test_prompts_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampling", "word"),
+    ("name", "value"),
     [
-        (Sampling(temperature=-1), "temperature"),
-        (Sampling(top_p=0), "top_p"),
-        (Sampling(top_k=-1), "top_k"),
-        (Sampling(max_new_tokens=0), "max_new_tokens"),
-        (Sampling(stop=("",)), "stop"),
-        (Sampling(repetition_penalty=0), "repetition_penalty"),
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("max_new_tokens", 0),
+        ("stop", ("",)),
+        ("repetition_penalty", 0),
     ],
 )
-async def test_senseless_settings_are_named(sampling: Sampling, word: str) -> None:
+def test_senseless_settings_are_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: .* must be "):
+        Sampling(**{name: value})
+
+
+async def test_a_seed_that_no_generator_takes_is_refused() -> None:
     async with running(shared("llama")) as lm:
-        with pytest.raises(SampleError, match=f"sampling.{word}"):
-            await lm.generate(chat("llama", "Yes"), sampling, seed=0)
+        with pytest.raises(SampleError, match="seed -1 is not a 63-bit number"):
+            await lm.generate(chat("llama", "Yes"), Sampling(), seed=-1)
 
 
 async def test_pictures_for_a_text_model_are_refused() -> None:

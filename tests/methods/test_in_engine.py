@@ -10,6 +10,7 @@ from mmalign.errors import NoPair
 from mmalign.lm.bound import SampleLM
 from mmalign.methods import method
 from mmalign.methods.rrpo import RRPO
+from mmalign.methods.videosavi import VideoSAVi
 from mmalign.types import Completion, MediaRef, Pair, Sample, SampleRow
 from tests.engine.cases import make, sample_rows
 
@@ -37,3 +38,12 @@ def test_media_of_another_kind_go_to_quarantine_unopened(tmp_path: Path) -> None
     rows = [SampleRow("p", (MediaRef("missing.png"),), prompt="?")]
     summary = make(tmp_path, rows, RRPO())
     assert summary.quarantined == {"missing.png is a picture; method rrpo takes videos only": 1}
+
+
+def test_samples_without_a_clip_go_to_quarantine_where_a_clip_is_damaged(tmp_path: Path) -> None:
+    rows = [SampleRow("words", prompt="What happens?", meta={"answer": "A man opens the door and leaves."})]
+    for number, way in enumerate((RRPO(), VideoSAVi())):
+        summary = make(tmp_path / str(number), rows, way)
+        [reason] = summary.quarantined
+        assert reason.startswith("the sample has no media; method ")
+        assert summary.pairs == 0

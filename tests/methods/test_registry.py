@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmalign.corrupt import corruption_names
 from mmalign.errors import RecipeError, SampleError
 from mmalign.methods import (
     SelectingMethod,
@@ -23,6 +24,7 @@ from mmalign.methods.apasi import APASI
 from mmalign.methods.rrpo import RRPO
 from mmalign.methods.self_consistency import SelfConsistency
 from mmalign.methods.stic import STIC
+from mmalign.methods.videosavi import VideoSAVi
 from mmalign.types import MediaRef
 
 OWN = '''
@@ -90,7 +92,8 @@ def test_other_media_are_refused_in_one_line(cls: type, kind: Any, message: str)
     refs = [MediaRef("a.mp4", kind)]
     if not message:
         refuse_media(cls(), refs)
-        refuse_media(cls(), [])
+        with pytest.raises(SampleError, match=r"the sample has no media; method \w+ takes .*videos only"):
+            refuse_media(cls(), [])
     else:
         with pytest.raises(SampleError, match=message):
             refuse_media(cls(), refs)
@@ -103,6 +106,7 @@ def test_a_users_method_for_pictures_refuses_clips() -> None:
 
     with pytest.raises(SampleError, match="b is a clip; method own takes images and text only"):
         refuse_media(Own(), [MediaRef("a"), MediaRef("b", "video")])
+    refuse_media(Own(), [])  # it takes texts
 
 
 @pytest.mark.parametrize("media", ["pictures", (), ("image", "sound")])
@@ -207,22 +211,63 @@ def test_parameters_are_frozen_and_by_keyword() -> None:
     ("cls", "values", "message"),
     [
         (STIC, {"p_bad_prompt": 1.5}, "p_bad_prompt: 1.5"),
-        (STIC, {"corruptions": ("blurr",)}, "corruptions: 'blurr' is unknown; there are"),
+        (STIC, {"corruptions": ("blurr",)}, "corruptions: 'blurr' is unknown, did you mean 'gaussian_blur'"),
+        (STIC, {"corruptions": ("clip_swap",)}, "corruptions: 'clip_swap' needs a second clip"),
+        (STIC, {"temperature": -1.0}, "temperature: -1.0 must be 0"),
+        (STIC, {"max_new_tokens": 0}, "max_new_tokens: 0 must be 1 or more"),
         (STIC, {"plain_prompts": ()}, "plain_prompts: must not be empty"),
-        (RRPO, {"corruptions": ("blurr",)}, "corruptions: 'blurr' is unknown; there are"),
+        (RRPO, {"corruptions": ("blurr",)}, "corruptions: 'blurr' is unknown, did you mean 'gaussian_blur'"),
+        (RRPO, {"corruptions": ("box_mask", "clip_swap")}, "corruptions: 'clip_swap' needs a second clip"),
+        (RRPO, {"temperature": -1.0}, "temperature: -1.0 must be 0"),
+        (RRPO, {"max_new_tokens": 0}, "max_new_tokens: 0 must be 1 or more"),
+        (RRPO, {"own_references": -3}, "own_references: -3 is too small; use 0 or more"),
         (RRPO, {"corruptions": ()}, "corruptions: must not be empty"),
         (RRPO, {"prompts": ()}, "prompts: must not be empty"),
         (RRPO, {"max_same": 1.0}, "max_same: 1.0"),
         (SelfConsistency, {"samples": 1}, "samples: 1 "),
         (SelfConsistency, {"min_gap": 0.0}, "min_gap: 0.0 "),
+        (SelfConsistency, {"min_gap": float("nan")}, "min_gap: nan "),
+        (SelfConsistency, {"top_p": 0.0}, "top_p: 0.0 must be more than 0"),
         (APASI, {"injection_rate": 0.0}, "injection_rate: 0.0 "),
         (APASI, {"min_injected": 0}, "min_injected"),
+        (APASI, {"injected_tokens": 0}, "injected_tokens: 0 is too small"),
+        (APASI, {"repetition_penalty": 0.0}, "repetition_penalty: 0.0 must be"),
+        (VideoSAVi, {"length_ratio": (2.0, 0.5)}, r"length_ratio: \(2.0, 0.5\) must be"),
+        (VideoSAVi, {"max_similarity": -1.0}, "max_similarity: -1.0 must be 0 to 1"),
+        (VideoSAVi, {"top_p": 0.0}, "top_p: 0.0 must be more than 0"),
+        (VideoSAVi, {"min_gap": float("nan")}, "min_gap: .* a gap above 0"),
+        (VideoSAVi, {"temperatures": (0.3, -1.0)}, r"temperatures: \(0.3, -1.0\) must all be"),
+        (VideoSAVi, {"max_new_tokens": 0}, "max_new_tokens: 0 must be 1 or more"),
         (APASI, {"openers": ("There is",)}, "openers: 'There is' must hold"),
     ],
 )
 def test_wrong_values_name_the_key(cls: type, values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cls(**values)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (RRPO, {"window": 0}, "local_shuffle.window: got 0, need a whole number from 2"),
+        (RRPO, {"window": 1}, "local_shuffle.window: got 1, need a whole number from 2"),
+        (RRPO, {"area": (0.9, 0.1)}, r"box_mask.area: got \(0.9, 0.1\), need"),
+        (RRPO, {"area": (0.0, 2.0)}, r"box_mask.area: got \(0.0, 2.0\), need"),
+        (STIC, {"short_side": 0}, "low_resolution.short_side: got 0"),
+        (STIC, {"brightness": (1.5, 0.5)}, "color_jitter.brightness: got"),
+    ],
+)
+def test_wrong_ranges_of_damage_are_refused_at_once(cls: type, values: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        cls(**values)
+
+
+def test_every_damage_of_one_clip_can_be_named_once() -> None:
+    with pytest.raises(ValueError, match="corruptions: 'nothing' is unknown") as caught:
+        RRPO(corruptions=("nothing",))
+    named = str(caught.value).partition("there are ")[2].split(", ")
+    assert sorted({*named, "clip_swap"}) == sorted([*named, "clip_swap"]) == corruption_names("video")
+    assert RRPO(corruptions=tuple(named)).corruptions == tuple(named)
 
 
 @pytest.mark.parametrize("cls", [SelfConsistency, APASI])

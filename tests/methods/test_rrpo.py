@@ -347,8 +347,15 @@ async def test_an_own_reference_is_one_whose_every_sentence_the_model_affirms(ru
 
 async def test_without_a_reference_that_the_model_stands_by_there_is_no_pair(run: Any, filmed: Sample) -> None:
     lm = standing_by("a dog", ["The man walks. There is a dog."] * 2)
-    with pytest.raises(NoPair, match="denies a sentence of each"):
+    with pytest.raises(NoPair, match="affirms none of its own references"):
         await run(RRPO(rewrite="never", own_references=2), filmed, lm)
+
+
+async def test_an_answer_that_states_nothing_is_no_reference(run: Any, filmed: Sample) -> None:
+    [pair] = await run(RRPO(rewrite="never"), filmed, standing_by("a dog", ["Why?", "The man sits down."]))
+    assert pair.chosen.text == "The man sits down."
+    with pytest.raises(NoPair, match="affirms none of its own references"):
+        await run(RRPO(rewrite="never", own_references=2), filmed, standing_by("a dog", ["Why?", "Who?"]))
 
 
 async def test_the_greedy_answer_can_be_taken_unasked(run: Any, filmed: Sample) -> None:

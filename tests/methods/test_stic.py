@@ -174,3 +174,11 @@ async def test_damage_to_the_order_of_time_is_for_clips_only(run: Any, sample: S
     assert [pair.source for pair in await run(method, filmed, lm)] == ["reverse"]
     with pytest.raises(RecipeError, match="reverse: is one of videos"):
         await run(method, sample, lm)
+
+
+async def test_prompts_of_users_are_asked_as_they_are(run: Any, filmed: Sample) -> None:
+    own = "What does the picture frame on the wall show?"
+    lm = ScriptedLM(lambda chat, sampling, seed: f"{chat.prompt} {seed}")
+    method = STIC(p_bad_prompt=1.0, good_prompt=own, plain_prompts=(own,), bad_prompts=(own,))
+    [pair] = await run(method, filmed, lm)
+    assert {chat.prompt for _, chat in lm.asked} == {own} == {pair.context.prompt}

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from mmalign.corrupt import apply
 from mmalign.errors import NoPair, SampleError
 from mmalign.lm.scripted import ScriptedLM
 from mmalign.methods.temple import TEMPLE
+from mmalign.recipe.load import load_recipe
 from mmalign.text.captions import FIRST_PART, NEXT_PART, WHOLE
 from mmalign.text.prompts import TELL
 from mmalign.types import Chat, Clip, Completion, Corruption, MediaRef, Pair, Picture, Sample, Sampling
@@ -158,7 +160,7 @@ async def test_decoding(run: Any) -> None:
 
     def answer(chat: Chat, sampling: Sampling, seed: int) -> str:
         used[chat.prompt in (FIRST_PART, NEXT_PART), sampling] += 1
-        return "Told."
+        return f"Told {seed}."
 
     await run(TEMPLE(num_clips=4, ratios=(4,)), Sample("s", (colours(8),)), ScriptedLM(answer))
     told_by = Sampling(0.7, repetition_penalty=1.05, max_new_tokens=8192)
@@ -227,13 +229,83 @@ async def test_the_control_compares_two_tellings_of_the_clean_clip(run: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("level", "num", "settings"), [("video", 3, {}), ("caption", 3, {}), ("clip", 8, {"num_clips": 3})]
+    ("level", "num", "message"),
+    [
+        ("video", 4, "fewer than 4 frames, 4 parts of 1"),
+        ("caption", 8, "fewer than 8 frames, 4 parts of 2"),
+        ("clip", 8, "fewer than 8 frames, 4 parts of 2"),
+    ],
 )
-async def test_too_short_a_clip_gives_no_pair(run: Any, level: Any, num: int, settings: dict[str, Any]) -> None:
-    with pytest.raises(NoPair, match="fewer than 4 parts"):
-        await run(TEMPLE(level=level, **settings), Sample("s", (colours(num),)), teller())
-    enough = await run(TEMPLE(level=level, num_clips=4), Sample("s", (colours(4),)), teller())
-    assert pairs_of(enough)
+async def test_too_short_a_clip_gives_no_pair(run: Any, level: Any, num: int, message: str) -> None:
+    with pytest.raises(NoPair, match=message):
+        await run(TEMPLE(level=level), Sample("s", (colours(num - 1),)), teller())
+    assert pairs_of(await run(TEMPLE(level=level), Sample("s", (colours(num),)), teller()))
+
+
+@pytest.mark.parametrize(("frames", "cut"), [(32, 16), (31, 15), (16, 8)])
+async def test_every_part_has_its_frames_and_short_clips_have_fewer_parts(run: Any, frames: int, cut: int) -> None:
+    lm = teller()
+    await run(TEMPLE(level="clip"), Sample("s", (colours(frames),)), lm)
+    assert [len(part.images) for part in lm.asked[0][1].media] == [2] * cut  # type: ignore[union-attr]
+
+
+def captioner(captions: list[str]) -> ScriptedLM:
+    """Captions the parts in turn, and tells the whole in words of its own each time."""
+
+    def answer(chat: Chat, sampling: Sampling, seed: int) -> str:
+        if chat.prompt in (FIRST_PART, NEXT_PART):
+            return captions[seen(chat)[-1]]
+        return f"Told {seed:020}" + " at length" * chat.prompt.count("\n")
+
+    return ScriptedLM(answer)
+
+
+async def test_captions_that_are_all_equal_cannot_change_places(run: Any) -> None:
+    lm = captioner(["A dog runs."] * 8)
+    made = await run(TEMPLE(**ONE_FRAME), Sample("s", (colours(8),)), lm)
+    assert {pair.source for pair in pairs_of(made)} == {"drop"}
+    assert reasons(made) == {"reverse: the damage cannot be seen": 3, "shuffle: the damage cannot be seen": 3}
+    asked = [chat.prompt for _, chat in lm.asked[8:]]
+    assert len(set(asked)) == len(asked)  # no damaged request is the clean one
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_captions_that_are_partly_equal_change_places_where_it_shows(run: Any, seed: int) -> None:
+    """Of four blocks three read the same: one order in four looks clean, and backwards the clip is another one."""
+    lm = captioner(["A dog runs."] * 6 + ["It sits.", "It sleeps."])
+    made = await run(TEMPLE(**{**ONE_FRAME, "ratios": (4,)}), Sample("s", (colours(8),)), lm, seed=seed)
+    assert [pair.source for pair in pairs_of(made)] == ["drop", "reverse", "shuffle"]
+    assert not reasons(made)
+    asked = [chat.prompt for _, chat in lm.asked[8:]]
+    assert len(set(asked)) == 4
+
+
+async def test_captions_that_read_the_same_backwards(run: Any) -> None:
+    lm = captioner(["One.", "Two.", "Two.", "One."])
+    method = TEMPLE(num_clips=4, clip_frames=1, ratios=(4,), kinds=("reverse", "shuffle"))
+    made = await run(method, Sample("s", (colours(4),)), lm)
+    assert reasons(made) == {"reverse: the damage cannot be seen": 1}
+    assert [pair.source for pair in pairs_of(made)] == ["shuffle"]
+
+
+async def test_parts_that_look_the_same_cannot_change_places(run: Any) -> None:
+    frame, other = (Image.new("RGB", (4, 4), (at, 0, 0)) for at in (0, 1))
+    method = TEMPLE(level="clip", kinds=("reverse", "shuffle"), **ONE_FRAME)
+    still = Clip((frame,) * 8, tuple(map(float, range(8))), MediaRef("still.mp4", "video"))
+    made = await run(method, Sample("s", (still,)), teller())
+    assert not pairs_of(made)
+    assert set(reasons(made)) == {"reverse: the damage cannot be seen", "shuffle: the damage cannot be seen"}
+    moving = Clip((frame,) * 7 + (other,), still.times, still.ref)
+    lm = teller()
+    made = await run(method, Sample("s", (moving,)), lm)
+    assert "reverse" in {pair.source for pair in pairs_of(made)}
+    assert all(seen(chat) != seen(lm.asked[0][1]) for _, chat in lm.asked[1:])
+
+
+async def test_the_control_is_told_from_equal_captions_too(run: Any) -> None:
+    method = TEMPLE(kinds=("none",), **ONE_FRAME)
+    made = await run(method, Sample("s", (colours(8),)), captioner(["A dog runs."] * 8))
+    assert [pair.source for pair in made] == ["none"]
 
 
 async def test_a_sample_needs_exactly_one_clip(run: Any, picture: Picture) -> None:
@@ -277,8 +349,24 @@ async def test_equal_seeds_give_equal_pairs(run: Any) -> None:
         ({"num_clips": 1}, "num_clips: 1 is too small"),
         ({"clip_frames": 0}, "clip_frames: 0 is too small"),
         ({"max_length_ratio": 0.5}, "max_length_ratio: 0.5 is too small"),
+        ({"max_length_ratio": float("nan")}, "max_length_ratio: nan is too small"),
+        ({"min_clips": 17}, r"min_clips: 17 are more than num_clips \(16\)"),
+        ({"level": "clip", "num_clips": 3}, r"min_clips: 4 are more than num_clips \(3\)"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: 0.0 must be more than 0"),
+        ({"temperature": -1.0}, "temperature: -1.0 must be 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 must be 1 or more"),
+        ({"caption_tokens": 0}, "caption_tokens: 0 is too small"),
     ],
 )
 def test_wrong_values_name_the_key(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TEMPLE(**values)
+
+
+def test_the_recipe_shows_every_part_by_all_of_its_frames() -> None:
+    recipe = load_recipe(Path(__file__).resolve().parents[2] / "recipes" / "video" / "temple.yaml")
+    assert recipe.data.num_frames == recipe.method.num_clips * recipe.method.clip_frames == 32
+
+
+def test_frames_are_not_counted_as_parts() -> None:
+    assert TEMPLE(level="video", min_clips=20, num_clips=16).min_clips == 20

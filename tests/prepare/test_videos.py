@@ -105,6 +105,28 @@ def test_from_the_command_line(
     )
 
 
+@pytest.mark.parametrize(
+    ("source", "output", "message"),
+    [
+        ("a.mp4", "s.parquet", "a.mp4: is not a folder; `mmalign prepare videos` takes a folder of videos"),
+        ("none", "s.parquet", "none: holds no videos (1 other files)"),
+        (".", "s.csv", "s.csv: name the sample file with the ending .parquet"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_real_run_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, output: str, message: str
+) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "notes.txt").touch()
+    command = ["prepare", "videos", str(tmp_path / source), "--output", str(tmp_path / output)]
+    for words in (command, [*command, "--dry-run"]):
+        assert main(words) == 2
+        told = capsys.readouterr()
+        assert told.err.splitlines()[-1].endswith(message)
+        assert not told.out
+
+
 def test_folders_without_a_good_video(tmp_path: Path) -> None:
     root = tmp_path / "videos"
     root.mkdir()

@@ -141,9 +141,12 @@ def test_one_seed_rules_all_unless_told_otherwise(recipe: Path) -> None:
     assert load_recipe(recipe, ["--seed", "5", "--train.seed", "7"]).train.seed == 7
 
 
-def test_data_are_named_by_absolute_paths(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "pictures").mkdir()
+@pytest.mark.parametrize("key", ["images", "videos", "samples"])
+def test_data_are_named_by_absolute_paths(
+    key: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "media").mkdir()
     monkeypatch.chdir(tmp_path)
-    loaded = load_recipe(recipe, ["--data.images", "pictures"])
-    assert loaded.data.images == tmp_path / "pictures"
-    assert loaded.resolved["data"]["images"] == str(tmp_path / "pictures")
+    loaded = load_recipe(recipe, [f"--data.{key}", "media"])
+    assert getattr(loaded.data, key) == tmp_path / "media"
+    assert loaded.resolved["data"][key] == str(tmp_path / "media")

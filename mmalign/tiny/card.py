@@ -82,8 +82,8 @@ Sampled at temperature 1, {varied} of the pictures get different slips within fo
 It knows its toy language only and answers anything else with toy sentences. Larger pictures are scaled to about 64x64
 pixels in all. It was taught with one picture or clip, before the question, in the first turn; several pictures or turns
 are accepted but were never trained. Questions that say 'the fish' are taught for single fish only. It cannot say
-whether two longer texts mean the same. What is weak is in the tables: read them before building on relations, on text alone or
-on what happens right before or after an event in a clip.
+whether two longer texts mean the same. What is weak is in the tables: read them before building on relations, on text
+alone or on what happens right before or after an event in a clip.
 
 Licence: Apache-2.0.
 """

@@ -26,6 +26,7 @@ from mmalign.methods import SurveyMethod, refuse_media
 from mmalign.pairs import PairRow, read_pairs
 from mmalign.pipeline import held_out, limits_of, root_of, source_of
 from mmalign.recipe.schema import Recipe
+from mmalign.text.prompts import worded
 from mmalign.tiny import draw_scene, scenes
 from mmalign.tiny.clips import clips
 from mmalign.tiny.film import opened
@@ -193,10 +194,11 @@ def _num_media(batch: PairBatch, renderer: Renderer) -> int:
 
 def _evaluation(recipe: Recipe) -> None:
     chosen = recipe.evaluate
-    held_out(recipe)
-    if chosen.labels is None and not chosen.scenes and not chosen.clips:
+    items = held_out(recipe)
+    if items is None:
         print("evaluation: none; set evaluate.scenes, evaluate.clips or evaluate.labels")
         return
     drawn = f"{chosen.scenes} drawn scenes" if chosen.scenes else f"{chosen.clips} drawn clips"
     what = f"{drawn} ({chosen.split})" if chosen.labels is None else f"pictures of {chosen.labels}"
-    print(f"evaluation: {what}{', with controls' if chosen.controls else ''}: {chosen.prompt}")
+    task = worded(chosen.prompt, items.items[0].sample.media)
+    print(f"evaluation: {what}{', with controls' if chosen.controls else ''}: {task}")

@@ -18,6 +18,7 @@ from mmalign.lm.local import LocalLM
 from mmalign.lm.spec import ModelSpec
 from mmalign.media.image import PictureLimits
 from mmalign.text.objects import Vocabulary
+from mmalign.text.prompts import worded
 from mmalign.types import Media, Picture
 
 NOTES = (
@@ -112,6 +113,11 @@ class Evaluation:
     made_with: Mapping[str, Any] = field(default_factory=dict)
     lines: list[Measured] = field(default_factory=list)
 
+    @property
+    def task(self) -> str:
+        """What is asked, in words for what it is asked about."""
+        return worded(self.settings.prompt, self.held_out.items[0].sample.media)
+
     def cut_to(self, before: Measured, after: Measured) -> list[str]:
         """The answers before training, cut to as many mentions on average as the answers after it make."""
         return shortened(before.texts, after.values[self.held_out.told], self.held_out.read)
@@ -127,7 +133,7 @@ class Evaluation:
             examples.append(
                 {
                     **_shown(item.sample.media[0], run, f"examples/{index:05d}"),
-                    "prompt": self.settings.prompt,
+                    "prompt": self.task,
                     "before": names["before"].texts[index],
                     "after": names["after"].texts[index],
                     "truth": list(item.events) or sorted(item.objects),
@@ -143,7 +149,7 @@ class Evaluation:
         if self.made_with.get("model", {}).get("name") == "tiny":
             notes.append(SCENES_NOTE)
         record: dict[str, Any] = {
-            "task": self.settings.prompt,
+            "task": self.task,
             "num_scenes": len(self.held_out.items),
             "what": what,
             "split": self.settings.split,
@@ -195,7 +201,7 @@ def measure_model(table: Evaluation, name: str, kind: str, spec: ModelSpec, batc
 
     async def ask() -> list[str]:
         async with LocalLM(load_model(spec), max_batch_size=batch_size) as lm:
-            return await describe(lm, table.held_out.items, table.settings.prompt, table.settings.max_new_tokens)
+            return await describe(lm, table.held_out.items, table.task, table.settings.max_new_tokens)
 
     return measure_texts(table, name, kind, asyncio.run(ask()))
 

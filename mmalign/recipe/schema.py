@@ -97,7 +97,7 @@ class EvaluateConfig:
         clips: Number of held-out drawn clips, measured where there are no scenes; they have `data.num_frames` frames.
         split: The split they are drawn from: "dev" to choose settings, "test" for results.
         labels: Photographs with known objects: JSON lines of `{"image": path, "objects": [names]}`.
-        prompt: The request for a description.
+        prompt: The request for a description; one of the package's own speaks of a video where clips are measured.
         max_new_tokens: Token limit of a description.
         controls: Also train on random signs and by plain SFT, and cut answers to the same number of mentions.
         examples: Pictures shown with both answers on the page.

@@ -39,6 +39,7 @@ def test_rrpo_from_drawn_clips_to_a_page(tmp_path: Path) -> None:
             "local_shuffle",
             "box_mask",
         ]
+    assert json.loads((run / "evaluation.json").read_text())["task"] == "Describe the video in detail."
     measured = table(run)
     assert list(measured) == ["before", "after", "random signs", "SFT on chosen", "cut as short"]
     assert {"event_chair_i", "event_chair_s", "event_recall", "events", "words"} <= set(measured["after"])

@@ -105,3 +105,36 @@ def test_the_models_own_step_by_step_prompt_is_the_cheapest_cure() -> None:
     assert f"(CHAIR_s {figures['step']['chair_s']:.3f}".replace("0.", ".") in (
         ROOT / "docs" / "methods" / "self_consistency.md"
     ).read_text(encoding="utf-8")
+
+
+def test_what_is_said_of_the_methods_on_clips_is_what_was_measured(build: ModuleType) -> None:
+    evaluations = build.stored("video")
+    assert len(evaluations) >= 3
+
+    def mean(row: str, column: str) -> float:
+        found = [r["values"][column] for e in evaluations for r in e["rows"] if r["name"] == row]
+        assert len(found) == len(evaluations)
+        return float(sum(found) / len(found))
+
+    false = {row: mean(row, "event_chair_s") for row in ("before", "RRPO", "DPO", "TEMPLE", "SFT on chosen (RRPO)")}
+    lost = {row: mean("before", "event_recall") - mean(row, "event_recall") for row in false}
+    # "a quarter fewer", "both cut a fifth or more"
+    assert 0.7 < false["RRPO"] / false["before"] < 0.78
+    assert 0.7 < false["DPO"] / false["before"] <= 0.805
+    # "at three to five points of recall", "a better trade than DPO"
+    assert 0.025 < lost["RRPO"] < 0.035
+    assert 0.035 < lost["DPO"] < 0.055
+    # "Plain SFT on the chosen side cuts more at the same price"
+    assert false["SFT on chosen (RRPO)"] < 0.9 * false["RRPO"]
+    assert lost["SFT on chosen (RRPO)"] < lost["RRPO"]
+    # "Random signs make the model worse."
+    assert mean("random signs (RRPO)", "event_chair_s") > 1.1 * false["before"]
+    # TEMPLE: "within what seeds differ by"; it does not fall on every seed
+    changes = [
+        next(r["values"]["event_chair_s"] for r in e["rows"] if r["name"] == "TEMPLE")
+        - next(r["values"]["event_chair_s"] for r in e["rows"] if r["name"] == "before")
+        for e in evaluations
+    ]
+    assert min(changes) < 0 < max(changes)
+    # "right from the start"
+    assert all(mean(row, "order") > 0.99 for row in false)

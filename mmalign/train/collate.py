@@ -1,15 +1,18 @@
-"""From pair rows to tensors: the context with its media, then each side's answer, padded on the right."""
+"""From pair rows to tensors: contexts with their media and the answers to them, padded on the right."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmalign.errors import SampleError, TrainError
+from mmalign.lm.prefix import Branches, Places, pack
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
@@ -19,32 +22,44 @@ from mmalign.types import Chat, Media
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairBatch:
-    """Some pairs as a model takes them.
+    """Some pairs with S sides as a model takes them, N = S x B answers: the first side of all B pairs, then the next.
 
-    `inputs` are the forward's arguments with N = sides x B rows of L tokens: the first side of every pair, then the
-    next side. `completion_mask` (N, L) bool is True on answer tokens, end of turn included, never on prompt, media or
-    padding. `mask` (N, T) bool is the same with the answers moved to the left; `changed` (N, T) bool marks the answer
-    tokens in spans that differ from the other side. `p` and `weight` (B,) come from the rows.
+    `inputs` are the forward's arguments. Each of its rows is a context with one answer, in the order of N, or, where
+    there are `branches`, a context with all answers to it (`lm.prefix`). `places` are where the answers' tokens are
+    predicted, end of turn included, answer by answer. `lengths` (S, B) are the tokens of context and answer.
+
+    `mask` (N, T) bool is True on answer tokens, moved to the left; `changed` (N, T) bool marks those in spans that
+    differ from the other side. `p` and `weight` (B,) come from the rows.
     """
 
     ids: tuple[str, ...]
     sides: tuple[str, ...]
     inputs: dict[str, Tensor]
-    completion_mask: Tensor
+    places: Places
+    lengths: Tensor
     mask: Tensor
     changed: Tensor
     p: Tensor
     weight: Tensor
+    branches: Branches | None = None
 
     @property
-    def lengths(self) -> Tensor:
-        """Tokens of every sequence without padding, (sides, B)."""
-        return self.inputs["attention_mask"].sum(-1).view(len(self.sides), -1)
+    def completion_mask(self) -> Tensor:
+        """Which tokens of `inputs` are an answer's, (N, L) bool; only for rows of one answer each."""
+        assert self.branches is None
+        found = torch.zeros_like(self.inputs["input_ids"], dtype=torch.bool)
+        found[self.places.rows, self.places.columns + 1] = True
+        return found
 
     def to(self, device: torch.device) -> PairBatch:
         """The same batch on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("completion_mask", "mask", "changed", "p", "weight")}
-        return replace(self, inputs={key: value.to(device) for key, value in self.inputs.items()}, **moved)
+        moved: dict[str, Any] = {
+            name: getattr(self, name).to(device) for name in ("places", "mask", "changed", "p", "weight")
+        }
+        branches = None if self.branches is None else self.branches.to(device)
+        return replace(
+            self, inputs={key: value.to(device) for key, value in self.inputs.items()}, branches=branches, **moved
+        )
 
 
 @dataclass(frozen=True)
@@ -52,12 +67,14 @@ class Collator:
     """Opens the media of pair rows, renders contexts and answers, and makes `PairBatch`es.
 
     `data_root` is the folder that media paths are relative to; `limits` are those the pairs were generated under.
+    With `shares` all answers to one context stand in one row, else each in its own.
     """
 
     renderer: Renderer
     data_root: Path
     limits: MediaLimits
     sides: tuple[str, ...] = ("chosen", "rejected")
+    shares: bool = False
 
     def __call__(self, rows: Sequence[PairRow]) -> PairBatch:
         """Tensors of `rows`.
@@ -71,27 +88,73 @@ class Collator:
             for index, side in enumerate(self.sides)
             for row, contexts in zip(rows, opened, strict=True)
         ]
-        inputs = self._encoded(sequences)
-        self._check_media(inputs["input_ids"], sequences)
+        forward = self._shared(sequences) if self.shares else self._separate(sequences)
         return PairBatch(
             ids=tuple(row.id for row in rows),
             sides=self.sides,
-            inputs=inputs,
             p=torch.tensor([row.p for row in rows], dtype=torch.float32),
             weight=torch.tensor([row.weight for row in rows], dtype=torch.float32),
-            **_masks(inputs["attention_mask"], [sequence.changed for sequence in sequences]),
+            **forward,
+            **_masks([sequence.changed for sequence in sequences]),
         )
 
-    def _contexts(self, row: PairRow) -> list[Chat]:
-        """The context of each side, opened once where both have the same."""
-        shared = open_context(row.context, self.data_root, self.limits, row.id)
-        other = row.rejected_context
-        if other is None or "rejected" not in self.sides:
-            return [shared for _ in self.sides]
-        rejected = open_context(other, self.data_root, self.limits, row.id)
-        return [rejected if side == "rejected" else shared for side in self.sides]
+    def _separate(self, sequences: Sequence[_Sequence]) -> dict[str, Any]:
+        """Every sequence in a row of its own."""
+        inputs = self._encoded(sequences, [sequence.prompt + sequence.answer for sequence in sequences])
+        lengths = inputs["attention_mask"].sum(-1)
+        places = [
+            (row, column)
+            for row, (sequence, end) in enumerate(zip(sequences, lengths.tolist(), strict=True))
+            for column in range(end - len(sequence.changed) - 1, end - 1)
+        ]
+        rows, columns = torch.tensor(places).unbind(-1)
+        found = Places(rows, columns, inputs["input_ids"][rows, columns + 1])
+        return {"inputs": inputs, "places": found, "lengths": lengths.view(len(self.sides), -1)}
 
-    def _sequence(self, chat: Chat, row: PairRow, side: str) -> _Sequence:
+    def _shared(self, sequences: Sequence[_Sequence]) -> dict[str, Any]:
+        """Sequences with the same context in one row, which is encoded without an answer."""
+        contexts = list(dict.fromkeys(sequence.context for sequence in sequences))
+        prompts = [contexts.index(sequence.context) for sequence in sequences]
+        firsts = [sequences[prompts.index(row)] for row in range(len(contexts))]
+        inputs = self._encoded(firsts, [sequence.prompt for sequence in firsts])
+        before = [self.renderer.token_ids(sequence.prompt) for sequence in firsts]
+        wholes = [self.renderer.token_ids(sequence.prompt + sequence.answer) for sequence in sequences]
+        # The end of a prompt may fuse with an answer into other tokens; then it belongs to no prompt.
+        stems = [len(tokens) for tokens in before]
+        for row, whole in zip(prompts, wholes, strict=True):
+            stems[row] = min(stems[row], _num_common(before[row], whole))
+        lengths = inputs["attention_mask"].sum(-1) + torch.tensor(stems) - torch.tensor(list(map(len, before)))
+        inputs["attention_mask"] = (torch.arange(inputs["input_ids"].shape[1]) < lengths[:, None]).long()
+        answers = [whole[stems[row] :] for row, whole in zip(prompts, wholes, strict=True)]
+        packed = pack(inputs, prompts, answers, self.renderer.tokenizer.pad_token_id or 0)
+        is_label = [
+            at >= len(answer) - len(sequence.changed)
+            for answer, sequence in zip(answers, sequences, strict=True)
+            for at in range(len(answer))
+        ]
+        total = lengths[prompts] + torch.tensor(list(map(len, answers)))
+        return {
+            "inputs": packed.inputs,
+            "branches": packed.branches,
+            "places": packed.places.at(torch.tensor(is_label)),
+            "lengths": total.view(len(self.sides), -1),
+        }
+
+    def _contexts(self, row: PairRow) -> list[tuple[str, Chat]]:
+        """The context of each side, by a name that tells it from others, opened once where both have the same."""
+        opened: dict[str, Chat] = {}
+        found = []
+        for side in self.sides:
+            other = row.rejected_context if side == "rejected" else None
+            context = row.context if other is None else other
+            name = json.dumps(context, sort_keys=True)
+            if name not in opened:
+                opened[name] = open_context(context, self.data_root, self.limits, row.id)
+            found.append((name, opened[name]))
+        return found
+
+    def _sequence(self, context: tuple[str, Chat], row: PairRow, side: str) -> _Sequence:
+        name, chat = context
         text, spans = (row.chosen, row.chosen_spans) if side == "chosen" else (row.rejected, row.rejected_spans)
         try:
             prompt, answer = self.renderer.prompt(chat), self.renderer.answer(chat, text)
@@ -109,16 +172,18 @@ class Collator:
             whole = self.renderer.tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
             offsets = whole["offset_mapping"][-length:]
             changed = [any(lo - shift < end and hi - shift > first for first, end in spans) for lo, hi in offsets]
-        return _Sequence(row.id, prompt, answer, chat.media, changed)
+        return _Sequence(row.id, name, prompt, answer, chat.media, changed)
 
-    def _encoded(self, sequences: Sequence[_Sequence]) -> dict[str, Tensor]:
-        texts = [sequence.prompt + sequence.answer for sequence in sequences]
+    def _encoded(self, sequences: Sequence[_Sequence], texts: Sequence[str]) -> dict[str, Tensor]:
+        """Tensors of texts with the media of sequences, one each."""
         try:
-            return dict(self.renderer.encode(texts, [sequence.media for sequence in sequences], padding_side="right"))
+            inputs = dict(self.renderer.encode(texts, [sequence.media for sequence in sequences], padding_side="right"))
         except ValueError as error:
             # What processors raise when text and media do not fit each other.
             named = ", ".join(dict.fromkeys(self._at_fault(sequences) or [sequence.pair for sequence in sequences]))
             raise TrainError(f"pair {named}: the processor refuses media and text: {error}") from error
+        self._check_media(inputs["input_ids"], sequences)
+        return inputs
 
     def _at_fault(self, sequences: Sequence[_Sequence]) -> list[str]:
         """Pairs that the processor refuses alone, too."""
@@ -146,19 +211,25 @@ class _Sequence:
     """One side of one pair, rendered; `changed` tells for each answer token whether it lies in a changed span."""
 
     pair: str
+    context: str
     prompt: str
     answer: str
     media: tuple[Media, ...]
     changed: list[bool]
 
 
-def _masks(attention_mask: Tensor, changed: Sequence[list[bool]]) -> dict[str, Tensor]:
-    """`completion_mask` (N, L), `mask` and `changed` (N, T) of sequences padded on the right."""
-    completion = torch.zeros(attention_mask.shape, dtype=torch.bool)
+def _masks(changed: Sequence[list[bool]]) -> dict[str, Any]:
+    """`mask` and `changed` (N, T) of answers."""
     mask = torch.zeros(len(changed), max(map(len, changed)), dtype=torch.bool)
     marked = torch.zeros_like(mask)
-    for row, (flags, end) in enumerate(zip(changed, attention_mask.sum(-1).tolist(), strict=True)):
-        completion[row, end - len(flags) : end] = True
+    for row, flags in enumerate(changed):
         mask[row, : len(flags)] = True
         marked[row, : len(flags)] = torch.tensor(flags)
-    return {"completion_mask": completion, "mask": mask, "changed": marked}
+    return {"mask": mask, "changed": marked}
+
+
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with together."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )

@@ -55,6 +55,8 @@ class TrainConfig:
         freeze_vision: Leave vision tower and projector as they are.
         precompute_reference: Compute the reference's log-probs once, before training, and keep them on disk. Without
             it they come from the same weights with the adapter off, at every step (LoRA only).
+        shared_prefix: Compute prompt and media once for all answers to them (auto), or once for each (off). With auto
+            a batch is computed both ways before the run, and a model that cannot share says so and does not.
         gradient_checkpointing: Compute activations twice to save memory.
         precision: fp32 turns all weights to float32; bf16 does so with those that are trained, and runs the forward in
             bfloat16 by autocast.
@@ -80,6 +82,7 @@ class TrainConfig:
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     freeze_vision: bool = True
     precompute_reference: bool = True
+    shared_prefix: Literal["auto", "off"] = "auto"
     gradient_checkpointing: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every_steps: int = 50
@@ -120,7 +123,14 @@ class TrainConfig:
 
 
 #: Keys that change where or how fast a run goes, never what comes out; a continued run may differ in them.
-FREE_KEYS = ("checkpoint_every_steps", "keep_checkpoints", "report_to", "threads", "micro_batch_size")
+FREE_KEYS = (
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "report_to",
+    "threads",
+    "micro_batch_size",
+    "shared_prefix",
+)
 
 #: What pairs and trainer give to an objective (`mmalign.objectives.types.Need`).
 PROVIDED = ("chosen", "rejected", "reference", "changed", "phrases", "divergence")

@@ -1,8 +1,6 @@
-"""Log-probabilities of completions, and their divergence from the reference, from one forward over whole sequences
-(the plain road).
+"""Log-probabilities of completions, and their divergence from the reference, from one forward.
 
-Every implementation takes a `PairBatch` and returns the same values; one that computes the shared prompt once would
-stand beside these functions.
+Whether a batch has its prompts once for all answers to them or once for each changes nothing but time and memory.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmalign.lm.prefix import arguments
 from mmalign.train.collate import PairBatch
 from mmalign.train.head import Head, head_inputs, unwrapped
 
@@ -39,7 +38,7 @@ class Anchor:
 def completion_logps(model: nn.Module, batch: PairBatch) -> Tensor:
     """Log-probability of every completion token, (N, T) float32 in nats, N = sides x pairs, 0 on padding.
 
-    The order of N is that of `batch.inputs`; columns are the completion tokens in order. The head runs only between
+    The order of N is that of `batch.mask`; columns are the completion tokens in order. The head runs only between
     the first and the last position that predicts a completion token of any row, and only completion positions are
     ever turned to float32, a chunk at a time.
     """
@@ -68,7 +67,7 @@ def completion_states(model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tenso
         logits = _logits(model, batch, places)
     # The head was given all positions or only those that were kept; the kept ones end where the logits do.
     given = seen[-1] if seen[-1].shape[1] == logits.shape[1] else seen[-1][:, places.start : places.stop]
-    first = places.rows < len(batch.ids)
+    first = slice(int(batch.mask[: len(batch.ids)].sum()))
     states = given[places.rows[first], places.columns[first]]
     Head.of(model).check(states[:1], logits[places.rows[:1], places.columns[:1]])
     return _laid_out(_TokenTerms.apply(logits, places, None)[0], batch.mask), states
@@ -76,8 +75,8 @@ def completion_states(model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where completion tokens are predicted: positions `start` to `stop` hold them all; token m of M, row by row, is
-    `labels[m]` and predicted at `rows[m]`, `start + columns[m]`.
+    """Where completion tokens are predicted: positions `start` to `stop` hold them all; token m of M, answer by answer,
+    is `labels[m]` and predicted at `rows[m]`, `start + columns[m]`, which tokens of several answers can share.
     """
 
     start: int
@@ -88,19 +87,19 @@ class _Places:
 
 
 def _places(batch: PairBatch) -> _Places:
-    targets = batch.completion_mask[:, 1:]
-    used = targets.any(0).nonzero().squeeze(-1)
-    start, stop = int(used[0]), int(used[-1]) + 1
-    rows, columns = targets[:, start:stop].nonzero(as_tuple=True)
-    return _Places(start, stop, rows, columns, batch.inputs["input_ids"][:, 1:][:, start:stop][rows, columns])
+    found = batch.places
+    start, stop = int(found.columns.min()), int(found.columns.max()) + 1
+    return _Places(start, stop, found.rows, found.columns - start, found.labels)
 
 
 def _logits(model: nn.Module, batch: PairBatch, places: _Places) -> Tensor:
-    """Logits (N, stop - start, V) of the positions that predict completion tokens."""
+    """Logits (rows, stop - start, V) of the positions that predict completion tokens."""
+    inner = unwrapped(model)
     keep: dict[str, Any] = {}
-    if _keeps_logits(type(unwrapped(model)).forward):
-        keep["logits_to_keep"] = torch.arange(places.start, places.stop, device=batch.completion_mask.device)
-    logits: Tensor = model(**batch.inputs, use_cache=False, **keep).logits
+    if _keeps_logits(type(inner).forward):
+        keep["logits_to_keep"] = torch.arange(places.start, places.stop, device=places.columns.device)
+    inputs = batch.inputs if batch.branches is None else arguments(inner, batch.inputs, batch.branches)
+    logits: Tensor = model(**inputs, use_cache=False, **keep).logits
     return logits if keep else logits[:, places.start : places.stop]
 
 
@@ -149,7 +148,7 @@ class _TokenTerms(torch.autograd.Function):
                 else:
                     part.mul_(weight[:, None])
                 part.scatter_add_(-1, places.labels[chunk, None], -weight[:, None])
-                grad[places.rows[chunk], places.columns[chunk]] = part.to(grad.dtype)
+                grad.index_put_((places.rows[chunk], places.columns[chunk]), part.to(grad.dtype), accumulate=True)
         return grad, None, None
 
 

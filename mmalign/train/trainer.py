@@ -37,6 +37,7 @@ from mmalign.train.modality import modality
 from mmalign.train.progress import ProgressLine
 from mmalign.train.reference import FirstPass, Measured, adapter_off
 from mmalign.train.schedule import MicroBatch, Order, lr_factor, micro_batches
+from mmalign.train.sharing import share_where_equal
 from mmalign.train.spans import with_phrases
 from mmalign.train.step import StepTotals, loss_inputs, refuse_nonfinite, sides_of
 from mmalign.train.weights import reaches_media, trainable, training_mode
@@ -243,6 +244,17 @@ class PreferenceTrainer:
         self.model.to(accelerator.device)
         if self._head is not None:
             self._head.linear.to(accelerator.device)
+        if config.shared_prefix == "auto":
+            self._collate = share_where_equal(
+                self.model,
+                self._collate,
+                self.rows,
+                self._kinds,
+                size=config.micro_batch_size,
+                max_length=config.max_length,
+                autocast=self._autocast,
+                device=accelerator.device,
+            )
         if self._measured is not None and not self._scores_reference:
             return self._measured, short_enough(self.rows, self._measured.lengths, config)
         first_pass = FirstPass(

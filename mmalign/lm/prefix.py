@@ -1,0 +1,202 @@
+"""Several answers to one prompt in one row, so that the prompt and its media are computed once.
+
+A row is the prompt, the tokens with which all its answers begin, then what is each answer's own. A mask lets every
+answer see the prompt and itself; its positions go on where the prompt ends. So every token gets what it would get in
+a row of its own, through the model's own forward.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.errors import ModelError
+
+#: Attention kernels that take a mask of any shape.
+KERNELS = ("sdpa", "eager")
+#: Kinds of layers whose attention such a mask describes in full.
+_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where M answer tokens are predicted: token m is `labels[m]` and its logits are those at `rows[m], columns[m]`."""
+
+    rows: Tensor
+    columns: Tensor
+    labels: Tensor
+
+    def at(self, index: Tensor) -> Places:
+        """Some of the tokens."""
+        return Places(self.rows[index], self.columns[index], self.labels[index])
+
+    def to(self, device: torch.device) -> Places:
+        """The same on `device`."""
+        return Places(self.rows.to(device), self.columns.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Which tokens of packed rows (B, L) belong together.
+
+    `owner` is 0 in what all answers of a row share, n + 1 in what is answer n's own, -1 in padding. `depth` is the
+    place that a token would have in a row with its own answer alone; 0 in padding.
+    """
+
+    owner: Tensor
+    depth: Tensor
+
+    def to(self, device: torch.device) -> Branches:
+        """The same on `device`."""
+        return Branches(self.owner.to(device), self.depth.to(device))
+
+    def visible(self, window: int | None = None) -> Tensor:
+        """Which tokens each token sees, (B, 1, L, L) bool: at most the `window` last ones up to itself.
+
+        Padding sees something too: rows of a softmax over nothing would be no numbers.
+        """
+        behind = self.depth[:, :, None] - self.depth[:, None]
+        seen = (behind >= 0) & ((self.owner[:, None] == 0) | (self.owner[:, None] == self.owner[:, :, None]))
+        if window is not None:
+            seen &= behind < window
+        return seen[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Prompts with their answers as a model takes them: `inputs` without mask and positions, which are in `branches`.
+
+    `places` hold all tokens of all answers, answer after answer.
+    """
+
+    inputs: dict[str, Tensor]
+    branches: Branches
+    places: Places
+
+
+def pack(inputs: Mapping[str, Tensor], prompts: Sequence[int], answers: Sequence[Sequence[int]], pad: int) -> Packed:
+    """Prompts with their answers in one row each.
+
+    `inputs` are the forward's arguments for B prompts alone, padded on the right. Answer n of N, at least one token
+    each, follows prompt `prompts[n]`. `pad` fills up `input_ids`. An answer's last token predicts nothing, so it is a
+    label only.
+    """
+    lengths = inputs["attention_mask"].sum(-1).tolist()
+    given = [list(answer[:-1]) for answer in answers]
+    rows = [
+        _Row.of(length, {n: given[n] for n, row in enumerate(prompts) if row == b}) for b, length in enumerate(lengths)
+    ]
+    width = max(len(row.tokens) + row.prompt for row in rows)
+    owner = torch.full((len(rows), width), -1)
+    depth = torch.zeros_like(owner)
+    laid = {name: _widened(value, lengths, width) for name, value in _by_token(inputs).items()}
+    laid["input_ids"].masked_fill_(torch.arange(width) >= torch.tensor(lengths)[:, None], pad)
+    for b, row in enumerate(rows):
+        end = row.prompt + len(row.tokens)
+        laid["input_ids"][b, row.prompt : end] = torch.tensor(row.tokens, dtype=torch.long)
+        owner[b, :end] = torch.tensor([0] * row.prompt + row.owner)
+        depth[b, :end] = torch.tensor([*range(row.prompt), *row.depth])
+    columns = [rows[b].column(n, at) for n, b in enumerate(prompts) for at in range(len(answers[n]))]
+    places = Places(
+        torch.tensor([b for b, answer in zip(prompts, answers, strict=True) for _ in answer]),
+        torch.tensor(columns),
+        torch.tensor([token for answer in answers for token in answer]),
+    )
+    return Packed({**inputs, **laid}, Branches(owner, depth), places)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What stands behind a prompt of `prompt` tokens, and where the answers' own parts start among it."""
+
+    prompt: int
+    stem: int
+    tokens: list[int]
+    owner: list[int]
+    depth: list[int]
+    starts: dict[int, int]
+
+    @classmethod
+    def of(cls, prompt: int, answers: Mapping[int, list[int]]) -> _Row:
+        stem = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*answers.values(), strict=False))))
+        tokens = next(iter(answers.values()))[:stem] if answers else []
+        owner, depth, starts = [0] * stem, [prompt + at for at in range(stem)], {}
+        for n, answer in answers.items():
+            starts[n] = len(tokens)
+            tokens = tokens + answer[stem:]
+            owner += [n + 1] * (len(answer) - stem)
+            depth += range(prompt + stem, prompt + len(answer))
+        return cls(prompt, stem, tokens, owner, depth, starts)
+
+    def column(self, n: int, at: int) -> int:
+        """Where token `at` of answer n is predicted: at the token before it."""
+        before = at - 1
+        return self.prompt + (before if before < self.stem else self.starts[n] + before - self.stem)
+
+
+def _by_token(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs that have one value for every token."""
+    return {name: value for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
+
+
+def _widened(values: Tensor, lengths: Sequence[int], width: int) -> Tensor:
+    """The first `lengths[b]` values of every row, then zeros, (B, width)."""
+    wide = values.new_zeros(len(values), width)
+    for row, length in enumerate(lengths):
+        wide[row, :length] = values[row, :length]
+    return wide
+
+
+# The forward ---------------------------------------------------------------------------------------------------------
+
+
+def arguments(model: Any, inputs: Mapping[str, Tensor], branches: Branches) -> dict[str, Any]:
+    """The forward's arguments for packed rows, mask and positions included.
+
+    `model` is the bare transformers model. Raises ModelError where a mask cannot say what its layers do.
+    """
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        raise ModelError("the model takes no positions")
+    real = (branches.owner >= 0).to(inputs["attention_mask"].dtype)
+    positions = _positions(model, {**inputs, "attention_mask": real}, branches)
+    return {**inputs, "attention_mask": _mask(model, branches), "position_ids": positions}
+
+
+def _positions(model: Any, inputs: Mapping[str, Tensor], branches: Branches) -> Tensor:
+    """Position ids (B, L), or (3, B, L) where the model gives media positions in time, height and width."""
+    places = getattr(getattr(model, "model", None), "get_rope_index", None)
+    if places is None or not {"image_grid_thw", "video_grid_thw"} & inputs.keys():
+        return branches.depth
+    taken = inspect.signature(places).parameters
+    found: Tensor = places(**{name: value for name, value in inputs.items() if name in taken})[0]
+    # As if all answers followed one another: text goes on by one per token, so an answer starts too late by as much.
+    columns = torch.arange(branches.depth.shape[1], device=branches.depth.device)
+    return (found - (columns - branches.depth)).where(branches.owner >= 0, 0)
+
+
+def _mask(model: Any, branches: Branches) -> Any:
+    """The mask as the model's attention takes it; one for each kind of layers where there are several."""
+    config = model.config.get_text_config()
+    kernel = config._attn_implementation
+    if kernel not in KERNELS:
+        raise ModelError(f"its attention is {kernel}, which takes no such mask (sdpa does)")
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
+    if unknown := kinds - _LAYERS:
+        raise ModelError(f"it has layers of {', '.join(sorted(unknown))}")
+    masks = {}
+    for kind in kinds:
+        seen = branches.visible(window if kind == "sliding_attention" else None)
+        masks[kind] = seen if kernel == "sdpa" else _added(seen, model.dtype)
+    return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as numbers that are added to scores."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)

@@ -15,7 +15,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    Gemma3TextConfig,
     GotOcr2ImageProcessor,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
@@ -39,7 +48,10 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -220,6 +232,21 @@ def _qwen_vl(generation: str, width: int = 32, layers: int = 2) -> Loaded:
     sizes = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
     limits = {"size": {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}}
     images = Qwen2VLImageProcessor(**sizes, **limits)
+    if generation == "2":
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+        vision = {
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": width,
+            "num_heads": 4,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        }
+        config = Qwen2VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **special)
+        videos = Qwen2VLVideoProcessor(**sizes, **limits, cap_pixels_per_frame=False)
+        processor = Qwen2VLProcessor(images, tok, videos, chat_template=PARTS_TEMPLATE)
+        return Loaded(Qwen2VLForConditionalGeneration(config), processor, "qwen2-vl-random")
     if generation == "2.5":
         rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
         vision = {
@@ -379,16 +406,58 @@ def _internvl() -> Loaded:
     return Loaded(InternVLForConditionalGeneration(config), processor, "internvl-random")
 
 
+def _idefics3() -> Loaded:
+    tok = tokenizer(None, more=VIDEO_SPECIALS)
+    config = Idefics3Config(
+        vision_config=_TOWER,
+        text_config=LlamaConfig(**_text(tok)).to_dict(),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    images = Idefics3ImageProcessor(**sizes, do_image_splitting=False)
+    processor = Idefics3Processor(images, tok, image_seq_len=4, chat_template=SMOL_TEMPLATE)
+    return Loaded(Idefics3ForConditionalGeneration(config), processor, "idefics3-random")
+
+
+def _gemma3() -> Loaded:
+    """Pictures whose tokens see each other both ways, and every second layer with a window."""
+    marks = {"boi_token": "<|vision_start|>", "eoi_token": "<|vision_end|>", "image_token": "<|image_pad|>"}
+    tok = tokenizer(None, named=marks)
+    ids = {name: tok.convert_tokens_to_ids(mark) for name, mark in marks.items()}
+    text = Gemma3TextConfig(
+        **_text(tok), head_dim=8, sliding_window=12, layer_types=["sliding_attention", "full_attention"]
+    )
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=SiglipVisionConfig(**_TOWER, vision_use_head=False),
+        mm_tokens_per_image=4,
+        boi_token_index=ids["boi_token"],
+        eoi_token_index=ids["eoi_token"],
+        image_token_index=ids["image_token"],
+    )
+    processor = Gemma3Processor(
+        Gemma3ImageProcessor(size=_SQUARE),
+        tok,
+        image_seq_length=4,
+        chat_template=PARTS_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|>"),
+    )
+    return Loaded(Gemma3ForConditionalGeneration(config), processor, "gemma3-random")
+
+
 _MAKERS: dict[str, Callable[[], Loaded]] = {
     "llama": lambda: _text_model("llama"),
     "qwen3": lambda: _text_model("qwen3"),
     "llava": _llava,
+    "qwen2-vl": lambda: _qwen_vl("2"),
     "qwen2.5-vl": lambda: _qwen_vl("2.5"),
     "qwen3-vl": lambda: _qwen_vl("3"),
     "llava-onevision": _llava_onevision,
     "llava-next-video": _llava_next_video,
     "smolvlm": _smolvlm,
     "internvl": _internvl,
+    "idefics3": _idefics3,
+    "gemma3": _gemma3,
     "tiny": lambda: load_model(ModelSpec(device="cpu")),
 }
 SEEING = ("llava", "qwen2.5-vl", "qwen3-vl")

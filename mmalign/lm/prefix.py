@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from mmalign.errors import ModelError
+from mmalign.lm.render import Renderer
 
 #: Attention kernels that take a mask of any shape.
 KERNELS = ("sdpa", "eager")
 #: Kinds of layers whose attention such a mask describes in full.
 _LAYERS = {"full_attention", "sliding_attention"}
+#: Models in which tokens of one picture see each other both ways: where `token_type_ids` are 1 without a break.
+_BOTH_WAYS = {"gemma3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +59,16 @@ class Branches:
         """The same on `device`."""
         return Branches(self.owner.to(device), self.depth.to(device))
 
-    def visible(self, window: int | None = None) -> Tensor:
-        """Which tokens each token sees, (B, 1, L, L) bool: at most the `window` last ones up to itself.
+    def visible(self, window: int | None = None, blocks: Tensor | None = None) -> Tensor:
+        """Which tokens each token sees, (B, 1, L, L) bool: those before it and itself, at most `window` of them.
 
-        Padding sees something too: rows of a softmax over nothing would be no numbers.
+        Tokens with the same number of 0 or more in `blocks` (B, L) see each other both ways. Padding sees something
+        too: rows of a softmax over nothing would be no numbers.
         """
         behind = self.depth[:, :, None] - self.depth[:, None]
         seen = (behind >= 0) & ((self.owner[:, None] == 0) | (self.owner[:, None] == self.owner[:, :, None]))
+        if blocks is not None:
+            seen |= (blocks[:, :, None] == blocks[:, None]) & (blocks[:, None] >= 0)
         if window is not None:
             seen &= behind < window
         return seen[:, None]
@@ -72,12 +78,44 @@ class Branches:
 class Packed:
     """Prompts with their answers as a model takes them: `inputs` without mask and positions, which are in `branches`.
 
-    `places` hold all tokens of all answers, answer after answer.
+    `places` hold the tokens of all N answers, answer after answer. `lengths` (N,) are the tokens of prompt and answer.
     """
 
     inputs: dict[str, Tensor]
     branches: Branches
     places: Places
+    lengths: Tensor
+
+
+def pack_texts(
+    renderer: Renderer,
+    inputs: Mapping[str, Tensor],
+    contexts: Sequence[str],
+    prompts: Sequence[int],
+    texts: Sequence[str],
+) -> Packed:
+    """Rendered answers `texts` behind the rendered prompts `contexts`, of which answer n follows number `prompts[n]`.
+
+    `inputs` are the contexts as `Renderer.encode` gives them, padded on the right. Tokens are those of prompt and
+    answer as one text: should the end of a prompt fuse with an answer, it is shared by none.
+    """
+    before = [renderer.token_ids(context) for context in contexts]
+    wholes = [renderer.token_ids(contexts[row] + text) for row, text in zip(prompts, texts, strict=True)]
+    own = [_num_common(before[row], whole) for row, whole in zip(prompts, wholes, strict=True)]
+    shared = [min((own[n] for n, at in enumerate(prompts) if at == row), default=0) for row in range(len(contexts))]
+    lengths = inputs["attention_mask"].sum(-1) + torch.tensor(shared) - torch.tensor(list(map(len, before)))
+    kept = (torch.arange(inputs["input_ids"].shape[1]) < lengths[:, None]).long()
+    answers = [whole[shared[row] :] for row, whole in zip(prompts, wholes, strict=True)]
+    found = pack({**inputs, "attention_mask": kept}, prompts, answers, renderer.tokenizer.pad_token_id or 0)
+    is_answer = [at >= own[n] for n, whole in enumerate(wholes) for at in range(shared[prompts[n]], len(whole))]
+    return replace(found, places=found.places.at(torch.tensor(is_answer)))
+
+
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with together."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def pack(inputs: Mapping[str, Tensor], prompts: Sequence[int], answers: Sequence[Sequence[int]], pad: int) -> Packed:
@@ -108,7 +146,8 @@ def pack(inputs: Mapping[str, Tensor], prompts: Sequence[int], answers: Sequence
         torch.tensor(columns),
         torch.tensor([token for answer in answers for token in answer]),
     )
-    return Packed({**inputs, **laid}, Branches(owner, depth), places)
+    total = [lengths[b] + len(answer) for b, answer in zip(prompts, answers, strict=True)]
+    return Packed({**inputs, **laid}, Branches(owner, depth), places, torch.tensor(total))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +204,7 @@ def arguments(model: Any, inputs: Mapping[str, Tensor], branches: Branches) -> d
         raise ModelError("the model takes no positions")
     real = (branches.owner >= 0).to(inputs["attention_mask"].dtype)
     positions = _positions(model, {**inputs, "attention_mask": real}, branches)
-    return {**inputs, "attention_mask": _mask(model, branches), "position_ids": positions}
+    return {**inputs, "attention_mask": _mask(model, inputs, branches), "position_ids": positions}
 
 
 def _positions(model: Any, inputs: Mapping[str, Tensor], branches: Branches) -> Tensor:
@@ -180,7 +219,7 @@ def _positions(model: Any, inputs: Mapping[str, Tensor], branches: Branches) -> 
     return (found - (columns - branches.depth)).where(branches.owner >= 0, 0)
 
 
-def _mask(model: Any, branches: Branches) -> Any:
+def _mask(model: Any, inputs: Mapping[str, Tensor], branches: Branches) -> Any:
     """The mask as the model's attention takes it; one for each kind of layers where there are several."""
     config = model.config.get_text_config()
     kernel = config._attn_implementation
@@ -190,11 +229,25 @@ def _mask(model: Any, branches: Branches) -> Any:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
     if unknown := kinds - _LAYERS:
         raise ModelError(f"it has layers of {', '.join(sorted(unknown))}")
+    blocks = _blocks(model, inputs)
     masks = {}
     for kind in kinds:
-        seen = branches.visible(window if kind == "sliding_attention" else None)
+        seen = branches.visible(window if kind == "sliding_attention" else None, blocks)
         masks[kind] = seen if kernel == "sdpa" else _added(seen, model.dtype)
     return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def _blocks(model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Numbers (B, L) of the pictures that tokens belong to, -1 for none, where they see each other both ways."""
+    if model.config.model_type in _BOTH_WAYS and "token_type_ids" in inputs:
+        inside = inputs["token_type_ids"] == 1
+        begins = inside & ~inside.roll(1, 1)
+        begins[:, 0] = inside[:, 0]
+        return (begins.cumsum(1) - 1).where(inside, -1)
+    taken = inspect.signature(type(model).forward).parameters
+    if "token_type_ids" in taken or getattr(model.config.get_text_config(), "use_bidirectional_attention", None):
+        raise ModelError("its tokens may see those behind them")
+    return None
 
 
 def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmalign.errors import SampleError, TrainError
-from mmalign.lm.prefix import Branches, Places, pack
+from mmalign.lm.prefix import Branches, Places, pack_texts
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
@@ -117,27 +117,13 @@ class Collator:
         prompts = [contexts.index(sequence.context) for sequence in sequences]
         firsts = [sequences[prompts.index(row)] for row in range(len(contexts))]
         inputs = self._encoded(firsts, [sequence.prompt for sequence in firsts])
-        before = [self.renderer.token_ids(sequence.prompt) for sequence in firsts]
-        wholes = [self.renderer.token_ids(sequence.prompt + sequence.answer) for sequence in sequences]
-        # The end of a prompt may fuse with an answer into other tokens; then it belongs to no prompt.
-        stems = [len(tokens) for tokens in before]
-        for row, whole in zip(prompts, wholes, strict=True):
-            stems[row] = min(stems[row], _num_common(before[row], whole))
-        lengths = inputs["attention_mask"].sum(-1) + torch.tensor(stems) - torch.tensor(list(map(len, before)))
-        inputs["attention_mask"] = (torch.arange(inputs["input_ids"].shape[1]) < lengths[:, None]).long()
-        answers = [whole[stems[row] :] for row, whole in zip(prompts, wholes, strict=True)]
-        packed = pack(inputs, prompts, answers, self.renderer.tokenizer.pad_token_id or 0)
-        is_label = [
-            at >= len(answer) - len(sequence.changed)
-            for answer, sequence in zip(answers, sequences, strict=True)
-            for at in range(len(answer))
-        ]
-        total = lengths[prompts] + torch.tensor(list(map(len, answers)))
+        texts = [sequence.answer for sequence in sequences]
+        packed = pack_texts(self.renderer, inputs, [sequence.prompt for sequence in firsts], prompts, texts)
         return {
             "inputs": packed.inputs,
             "branches": packed.branches,
-            "places": packed.places.at(torch.tensor(is_label)),
-            "lengths": total.view(len(self.sides), -1),
+            "places": packed.places,
+            "lengths": packed.lengths.view(len(self.sides), -1),
         }
 
     def _contexts(self, row: PairRow) -> list[tuple[str, Chat]]:
@@ -226,10 +212,3 @@ def _masks(changed: Sequence[list[bool]]) -> dict[str, Any]:
         mask[row, : len(flags)] = True
         marked[row, : len(flags)] = torch.tensor(flags)
     return {"mask": mask, "changed": marked}
-
-
-def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts begin with together."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )

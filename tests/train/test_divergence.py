@@ -40,12 +40,14 @@ def test_at_every_step_the_kl_is_that_of_whole_logits_to_a_copy_of_the_start(
     """Compared step by step: AdamW's first steps turn rounding into whole updates, so two runs would drift apart."""
     rows = make_rows(tmp_path, 4, pictures=0 if name == "llama" else 1)
     start, original = copy.deepcopy(tiny(name).model), trainer_module.completion_terms
+    named, collate = {row.id: row for row in rows}, Collator(Renderer(tiny(name).processor), tmp_path, MediaLimits())
     largest = []
 
     def compared(model: Any, batch: PairBatch, anchor: Anchor) -> tuple[Tensor, Tensor]:
         found = original(model, batch, anchor)
         with torch.no_grad():
-            for value, wanted in zip(found, plain_terms(model, start, batch), strict=True):
+            plain = collate([named[pair] for pair in batch.ids])
+            for value, wanted in zip(found, plain_terms(model, start, plain), strict=True):
                 torch.testing.assert_close(value.detach(), wanted, atol=2e-5, rtol=1e-4)
         largest.append(found[1].max().item())
         return found

@@ -88,6 +88,8 @@ def test_every_forward_holds_one_kind_of_media(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Collator, "__call__", watched)
     trainer(tmp_path, rows, quick(batch_size=7, micro_batch_size=4)).train()
     assert all(len(kinds) == 1 for kinds in seen)
+    seen.clear()
+    trainer(tmp_path, rows, quick(batch_size=7, micro_batch_size=4, shared_prefix="off"), run="off").train()
     assert seen == [("clips",), ("pictures",), ("text",)] * 2, "the first pass, then the one step"
 
 

@@ -25,7 +25,7 @@ from tests.models import READING, SEEING, WATCHING, clip, picture, tiny
 from tests.train.rows import make_rows, quick
 from tests.train.test_mixed import pairs_about
 
-EVERY = [*READING, *dict.fromkeys((*SEEING, *WATCHING, "tiny"))]
+EVERY = [*READING, *dict.fromkeys((*SEEING, *WATCHING, "qwen2-vl", "idefics3", "gemma3", "tiny"))]
 Result = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -85,7 +85,7 @@ def test_pictures_and_texts(name: str, kernel: str, tmp_path: Path) -> None:
         compare(loaded, make_rows(tmp_path, 3, pictures=count), tmp_path)
 
 
-@pytest.mark.parametrize("name", [*WATCHING, "tiny", "llava"])
+@pytest.mark.parametrize("name", [*WATCHING, "qwen2-vl", "idefics3", "gemma3", "tiny", "llava"])
 def test_clips(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(tiny(name), pairs_about([clip(0), clip(1, size=(48, 32)), clip(2, size=(32, 56))], monkeypatch))
 

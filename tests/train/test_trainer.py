@@ -25,7 +25,7 @@ from mmalign.train.logps import completion_logps
 from mmalign.train.trainer import TrainResult
 from tests.models import READING, SEEING, tiny
 from tests.train.rows import make_rows, quick
-from tests.train.runs import assert_same_curve, curve, trainer
+from tests.train.runs import assert_same_curve, curve, numbers, trainer
 
 #: peft 0.21 asks a property that transformers 5.23 has renamed.
 PEFT_READS_AN_OLD_NAME = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -105,7 +105,7 @@ def test_micro_batches_are_the_big_batch(objective: Objective, tmp_path: Path) -
         trainer(tmp_path, rows, config, objective, run=f"micro-{micro}").train()
     for micro in (1, 2, 3):
         # Summed log-probs near -80 have steps of 8e-6 in float32; a wrong average would be off by tenths.
-        assert_same_curve(curve(tmp_path, f"micro-{micro}"), curve(tmp_path, "micro-5"), 1e-4)
+        assert_same_curve(numbers(tmp_path, f"micro-{micro}"), numbers(tmp_path, "micro-5"), 1e-4)
         for key in ("loss", "grad_norm"):
             assert [line[key] for line in curve(tmp_path, f"micro-{micro}")] == pytest.approx(
                 [line[key] for line in curve(tmp_path, "micro-5")], rel=1e-5, abs=1e-6

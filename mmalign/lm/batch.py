@@ -6,6 +6,7 @@ Synchronous, and without knowledge of who asks; `local` decides what goes into a
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from transformers import GenerationConfig
 from mmalign.errors import SampleError
 from mmalign.lm.features import placeholder_ids
 from mmalign.lm.load import Loaded
+from mmalign.lm.prefix import arguments, compare, is_exact, pack_texts
 from mmalign.lm.processing import REFUSALS, TEXT_ONLY, Group
 from mmalign.lm.render import PaddingSide
 from mmalign.lm.sampling import RowwiseSampling, RowwiseStopping, ending
 from mmalign.types import Chat, Clip, Completion, Media, Sampling, TokenLogps
+
+log = logging.getLogger("mmalign.lm")
 
 #: Logits turned to float32 at a time while scoring, in numbers.
 _CHUNK = 1 << 24
@@ -58,6 +62,7 @@ class BatchModel:
     """
 
     def __init__(self, loaded: Loaded) -> None:
+        self.name = loaded.name
         self.model = loaded.model.eval()
         self.renderer = loaded.renderer
         self.tokenizer = self.renderer.tokenizer
@@ -71,6 +76,7 @@ class BatchModel:
         self._pad: int = min(self._eos) if pad is None else pad
         if pad is None:
             self.tokenizer.pad_token_id = self._pad
+        self._shares: dict[str, bool] = {}
         self._placeholders = sorted({*self.renderer.media_ids, *placeholder_ids(self.model.config)})
 
     def prompt(self, chat: Chat) -> Prompt:
@@ -137,7 +143,51 @@ class BatchModel:
     def score(
         self, prompts: Sequence[Prompt], answers: Sequence[str], padding_side: PaddingSide = "right"
     ) -> list[TokenLogps]:
-        """Log-probabilities of each rendered answer behind its prompt; logits exist at answer positions only."""
+        """Log-probabilities of each rendered answer behind its prompt; logits exist at answer positions only.
+
+        Where several answers have one prompt, it and its media are computed once for all of them, if rows are padded
+        on the right and the model gives the same numbers: that is tried once for every kind of media.
+        """
+        kind = prompts[0].group[0]
+        num_prompts = len({prompt.key for prompt in prompts})
+        if padding_side == "left" or num_prompts == len(prompts) or self._shares.get(kind) is False:
+            return self._score_each(prompts, answers, padding_side)
+        if self._shares.get(kind):
+            return self._score_shared(prompts, answers)
+        plain = self._score_each(prompts, answers, padding_side)
+        tried: list[TokenLogps] = []
+
+        def found() -> Tensor:
+            tried.extend(self._score_shared(prompts, answers))
+            return _flat(tried)
+
+        values, reason = compare(found, _flat(plain), is_exact=is_exact(self.model))
+        self._shares[kind] = values is not None
+        if values is None:
+            log.warning("model %s: prompts are computed once for each answer, not for all: %s", self.name, reason)
+        return plain
+
+    def _score_shared(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[TokenLogps]:
+        """Scores from rows of a prompt with all answers to it."""
+        firsts = list({prompt.key: prompt for prompt in prompts}.values())
+        keys = [prompt.key for prompt in firsts]
+        texts, rows = [prompt.text for prompt in firsts], [keys.index(prompt.key) for prompt in prompts]
+        encoded = self._encode(texts, firsts, "right")
+        packed = pack_texts(self.renderer, encoded, texts, rows, answers)
+        device = self.model.device
+        inputs = {name: value.to(device) for name, value in packed.inputs.items()}
+        places = packed.places.to(device)
+        keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        keep[places.rows, places.columns] = True
+        logits = self._logits(arguments(self._inner, inputs, packed.branches.to(device)), keep)
+        which = (keep.flatten().cumsum(0) - 1).view(keep.shape)[places.rows, places.columns]
+        lengths = [self.renderer.answer_length(p.text, a) for p, a in zip(prompts, answers, strict=True)]
+        return _scores(logits, which, places.labels, lengths)
+
+    def _score_each(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], padding_side: PaddingSide
+    ) -> list[TokenLogps]:
+        """Scores from rows of a prompt with one answer."""
         lengths = [self.renderer.answer_length(p.text, a) for p, a in zip(prompts, answers, strict=True)]
         inputs = self._encode([p.text + a for p, a in zip(prompts, answers, strict=True)], prompts, padding_side)
         ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
@@ -147,17 +197,7 @@ class BatchModel:
         predicts = is_answer.roll(-1, dims=1)
         predicts[:, -1] = False
         logits = self._logits(inputs, predicts)
-        targets = ids[is_answer]
-        step = max(1, _CHUNK // logits.shape[1])
-        parts = [
-            torch.log_softmax(rows.float(), dim=-1).gather(1, wanted[:, None])[:, 0]
-            for rows, wanted in zip(torch.split(logits, step), torch.split(targets, step), strict=True)
-        ]
-        logps = torch.split(torch.cat(parts).cpu(), lengths)
-        return [
-            TokenLogps(tuple(row.tolist()), tuple(tokens.tolist()))
-            for row, tokens in zip(logps, torch.split(targets.cpu(), lengths), strict=True)
-        ]
+        return _scores(logits, torch.arange(len(logits), device=logits.device), ids[is_answer], lengths)
 
     def next_logits(self, prompts: Sequence[Prompt], padding_side: PaddingSide = "right") -> list[Tensor]:
         """Logits of the token behind each prompt: float32 (vocab,) on the CPU."""
@@ -208,3 +248,21 @@ class BatchModel:
         finally:
             for owner, own in zip(owners, before, strict=True):
                 owner.generation_config = own
+
+
+def _scores(logits: Tensor, rows: Tensor, targets: Tensor, lengths: Sequence[int]) -> list[TokenLogps]:
+    """Log-probabilities of targets (M,) by rows (M,) of logits, cut into answers of these lengths."""
+    step = max(1, _CHUNK // logits.shape[1])
+    parts = [
+        torch.log_softmax(logits[own].float(), dim=-1).gather(1, wanted[:, None])[:, 0]
+        for own, wanted in zip(torch.split(rows, step), torch.split(targets, step), strict=True)
+    ]
+    logps = torch.split(torch.cat(parts).cpu(), list(lengths))
+    return [
+        TokenLogps(tuple(row.tolist()), tuple(tokens.tolist()))
+        for row, tokens in zip(logps, torch.split(targets.cpu(), list(lengths)), strict=True)
+    ]
+
+
+def _flat(scores: Sequence[TokenLogps]) -> Tensor:
+    return torch.tensor([value for score in scores for value in score.logps])

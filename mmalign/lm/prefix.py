@@ -8,7 +8,7 @@ a row of its own, through the model's own forward.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -25,6 +25,11 @@ KERNELS = ("sdpa", "eager")
 _LAYERS = {"full_attention", "sliding_attention"}
 #: Models in which tokens of one picture see each other both ways: where `token_type_ids` are 1 without a break.
 _BOTH_WAYS = {"gemma3"}
+#: What a forward raises that is given a mask or positions it cannot take.
+REFUSALS = (ModelError, TypeError, ValueError, AttributeError, LookupError, RuntimeError)
+#: What rounding explains: in float32 the largest difference beside the largest log-prob, in types that are less exact
+#: the root mean square of one beside that of the other. Answers that see each other differ by more.
+TOLERANCE, COARSE = 1e-4, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +101,11 @@ def pack_texts(
 ) -> Packed:
     """Rendered answers `texts` behind the rendered prompts `contexts`, of which answer n follows number `prompts[n]`.
 
-    `inputs` are the contexts as `Renderer.encode` gives them, padded on the right. Tokens are those of prompt and
+    `inputs` are the contexts as `Renderer.encode` gives them, padded on the right; what is found about tokens is on the
+    CPU, the rest where it was. Tokens are those of prompt and
     answer as one text: should the end of a prompt fuse with an answer, it is shared by none.
     """
+    inputs = {**inputs, **{name: value.cpu() for name, value in _by_token(inputs).items()}}
     before = [renderer.token_ids(context) for context in contexts]
     wholes = [renderer.token_ids(contexts[row] + text) for row, text in zip(prompts, texts, strict=True)]
     own = [_num_common(before[row], whole) for row, whole in zip(prompts, wholes, strict=True)]
@@ -253,3 +260,30 @@ def _blocks(model: Any, inputs: Mapping[str, Tensor]) -> Tensor | None:
 def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as numbers that are added to scores."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+# Whether it is right -------------------------------------------------------------------------------------------------
+
+
+def compare(found: Callable[[], Tensor], expected: Tensor, *, is_exact: bool) -> tuple[Tensor | None, str]:
+    """Log-probs (M,) that a shared forward finds, or None and why not: it fails, or is off from `expected` (M,).
+
+    With `is_exact` both come from float32 weights without autocast.
+    """
+    try:
+        values = found()
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        return None, str(error).strip().partition("\n")[0] or type(error).__name__
+    off, scale = (values - expected).abs(), expected.abs()
+    if off.max() <= TOLERANCE * scale.max():
+        return values, ""
+    if not is_exact and off.square().mean() <= COARSE**2 * scale.square().mean():
+        return values, ""
+    return None, f"with the prompt shared, log-probs are off by up to {off.max():.2g}"
+
+
+def is_exact(model: Any) -> bool:
+    """Whether all weights are float32."""
+    return all(weight.dtype == torch.float32 for weight in model.parameters())

@@ -10,22 +10,18 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mmalign.errors import ModelError
+from mmalign.lm.prefix import compare, is_exact
 from mmalign.pairs import PairRow
 from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.logps import completion_logps
 
 log = logging.getLogger("mmalign.train")
-
-#: What a forward raises that is given a mask or positions it cannot take.
-_REFUSALS = (ModelError, TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError)
-#: What rounding explains: in float32 the largest difference beside the largest log-prob, in types that are less exact
-#: the root mean square of one beside that of the other. Answers that see each other differ by more.
-TOLERANCE, COARSE = 1e-4, 0.05
 
 
 @torch.no_grad()
@@ -53,11 +49,16 @@ def share_where_equal(
         own = [row for row, other in zip(rows, kinds, strict=True) if _family(other) == kind]
         if not (first := _short(collate, own, size, max_length)):
             continue
-        # What a sharp eye can see in float32 would hide behind the rounding of autocast.
-        with nullcontext() if _is_exact(model) else autocast():
-            reason = _difference(model, collate(first).to(device), shared(first).to(device))
-        if reason is not None:
-            log.warning("each answer is computed with a prompt of its own (train.shared_prefix is off): %s", reason)
+        batch, other = collate(first).to(device), shared(first).to(device)
+        exact = is_exact(model)
+        # What can be told apart in float32 would hide behind the rounding of autocast.
+        with nullcontext() if exact else autocast():
+            expected = completion_logps(model, batch)[batch.mask]
+            found = partial(_found, model, other)
+            values, reason = compare(found, expected, is_exact=exact)
+        if values is None:
+            named = ", ".join(batch.ids)
+            log.warning("train.shared_prefix: each answer gets a prompt of its own, tried on %s: %s", named, reason)
             return collate
     return shared
 
@@ -78,22 +79,5 @@ def _short(collate: Collator, rows: Sequence[PairRow], size: int, max_length: in
     return found
 
 
-def _difference(model: Any, plain: PairBatch, shared: PairBatch) -> str | None:
-    """What is wrong with the shared forward, if anything."""
-    expected = completion_logps(model, plain)
-    try:
-        found = completion_logps(model, shared)
-    except torch.OutOfMemoryError:
-        raise
-    except _REFUSALS as error:
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    off, scale = (found - expected)[plain.mask].abs(), expected[plain.mask].abs()
-    if off.max() <= TOLERANCE * scale.max():
-        return None
-    if not _is_exact(model) and off.square().mean() <= COARSE**2 * scale.square().mean():
-        return None
-    return f"with the prompt shared, log-probs of pair {', '.join(plain.ids)} are off by up to {off.max():.2g}"
-
-
-def _is_exact(model: Any) -> bool:
-    return all(weight.dtype == torch.float32 for weight in model.parameters())
+def _found(model: Any, batch: PairBatch) -> Tensor:
+    return completion_logps(model, batch)[batch.mask]

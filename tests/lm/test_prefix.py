@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmalign.lm.batch import BatchModel
+from mmalign.lm.local import LocalLM
 from mmalign.lm.prefix import Packed, pack
+from mmalign.types import Chat, Message
+from tests.models import READING, SEEING, WATCHING, clip, picture, tiny
 
 PAD = 99
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=6)
@@ -87,3 +94,70 @@ def test_other_inputs_keep_pace_with_the_tokens() -> None:
     assert packed.inputs["mm_token_type_ids"].tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
     assert packed.inputs["pixel_values"] is inputs["pixel_values"]
     assert packed.branches.owner.tolist() == [[0, 0, 0, 0], [0, 0, 0, -1]]
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+ANSWERS = ("Yes.", "There is a red boat.", "There is a big blue fish at the top.", "No.")
+
+
+def chats(name: str) -> list[Chat]:
+    """Two prompts of different length, with media where the model sees."""
+    shown = [] if name in READING else [clip(1) if name in WATCHING else picture(1, size=(48, 32))]
+    return [Chat((Message("user", (*shown, text)),)) for text in ("What is there?", "Is there a boat in it? Say so.")]
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", [*READING, *dict.fromkeys((*SEEING, *WATCHING, "gemma3", "tiny"))])
+@torch.inference_mode()
+def test_scores_of_many_answers_are_those_of_each(name: str, kernel: str, caplog: pytest.LogCaptureFixture) -> None:
+    loaded = tiny(name)
+    loaded.model.set_attn_implementation(kernel)
+    model = BatchModel(loaded)
+    prompts = [model.prompt(chat) for chat in chats(name)]
+    asked = [(prompt, model.renderer.answer(prompt.chat, text)) for text in ANSWERS for prompt in prompts]
+    alone = [model.score([prompt], [answer])[0] for prompt, answer in asked]
+    rows: list[int] = []
+    loaded.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    for _ in range(2):
+        together = model.score(*zip(*asked, strict=True))
+        for found, expected in zip(together, alone, strict=True):
+            assert found.tokens == expected.tokens
+            assert found.logps == pytest.approx(expected.logps, abs=1e-4)
+    assert rows == [8, 2, 2], "the first time plain rows are computed, too"
+    assert not caplog.records
+
+
+@torch.inference_mode()
+def test_a_model_that_cannot_share_scores_in_plain_rows(caplog: pytest.LogCaptureFixture) -> None:
+    loaded = tiny("llama")
+    model = BatchModel(loaded)
+    prompt = model.prompt(chats("llama")[0])
+    answers = [model.renderer.answer(prompt.chat, text) for text in ANSWERS]
+    alone = [model.score([prompt], [answer])[0] for answer in answers]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmalign.lm.prefix.Branches.visible", lambda *_: torch.ones(1, 1, 1, 1, dtype=torch.bool))
+        for _ in range(2):
+            for found, expected in zip(model.score([prompt] * 4, answers), alone, strict=True):
+                assert found.logps == pytest.approx(expected.logps, abs=1e-4)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "log-probs are off by up to" in record.getMessage()
+
+
+async def test_candidates_of_a_chat_share_its_prompt() -> None:
+    loaded = tiny("qwen3-vl")
+    rows: list[int] = []
+    loaded.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    async with LocalLM(loaded) as lm:
+        (chat, other) = chats("qwen3-vl")
+        await lm.score(other, ANSWERS)
+        rows.clear()
+        await lm.score(chat, ANSWERS)
+        await lm.choose(other, [("red boat", "a red boat"), ("blue fish", "a blue fish")])
+    assert rows[0] == 1
+    assert set(rows) == {1}

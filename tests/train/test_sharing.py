@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from mmalign.lm.load import Loaded
+from mmalign.lm.prefix import Branches
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, RRPO, Objective
 from mmalign.train.collate import Collator, PairBatch
@@ -134,6 +135,19 @@ def test_small_faults_are_seen_although_training_rounds(
     assert "are off by up to" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_weights_of_16_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding passes, answers that see each other do not."""
+    loaded = tiny(name)
+    loaded.model.bfloat16()
+    assert tried(loaded, tmp_path)
+    original = Branches.visible
+    monkeypatch.setattr(
+        Branches, "visible", lambda self, *given: original(Branches(self.owner.clamp(max=0), self.depth), *given)
+    )
+    assert not tried(loaded, tmp_path)
+
+
 def test_models_that_look_ahead_in_unknown_ways_do_not_share(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     loaded = tiny("gemma3")
     loaded.model.config.text_config.use_bidirectional_attention = True
@@ -175,7 +189,7 @@ def test_unequal_numbers_are_seen_and_told(
         "mmalign.lm.prefix.Branches.visible", lambda self, window=None, blocks=None: (self.depth >= 0)[:, None, None]
     )
     assert not tried(tiny("llama"), tmp_path)
-    assert "log-probs of pair s0#0.0, s1#0.0 are off by up to" in caplog.text
+    assert "tried on s0#0.0, s1#0.0: with the prompt shared, log-probs are off by up to" in caplog.text
 
 
 def test_pairs_over_the_limit_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

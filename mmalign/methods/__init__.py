@@ -11,17 +11,13 @@ without media only where it takes "text".
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import random
 import re
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
 from types import ModuleType
 from typing import (
     TYPE_CHECKING,
@@ -35,6 +31,7 @@ from typing import (
 )
 
 from mmalign.errors import NoPair, RecipeError, SampleError
+from mmalign.own_code import module_at
 from mmalign.types import MediaKind, MediaRef, Pair, Row, Sample
 
 if TYPE_CHECKING:
@@ -163,7 +160,7 @@ def find_method(name: str) -> type:
     """
     place, colon, wanted = name.rpartition(":")
     if colon:
-        return _class_in(_load_file(Path(place)) if place.endswith(".py") else _load_module(place), wanted, name)
+        return _class_in(_own_module(place), wanted, name)
     names = method_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
@@ -198,6 +195,13 @@ def list_methods() -> list[MethodInfo]:
     return [describe(find_method(name)) for name in method_names()]
 
 
+def _own_module(place: str) -> ModuleType:
+    try:
+        return module_at(place)
+    except LookupError as error:
+        raise RecipeError(f"method.name: {error.args[0]}") from error.__cause__
+
+
 def _class_in(module: ModuleType, wanted: str | None, name: str) -> type:
     """The method class of a module with the wanted class name, or the only one that is defined there."""
     classes = {
@@ -210,33 +214,3 @@ def _class_in(module: ModuleType, wanted: str | None, name: str) -> type:
         return classes[wanted]
     known = ", ".join(sorted(classes)) or "none"
     raise RecipeError(f"method.name: {name!r}: no class under @method of that name there; it holds {known}")
-
-
-def _load_module(place: str) -> ModuleType:
-    try:
-        return importlib.import_module(place)
-    except Exception as error:  # a user's module may fail in any way
-        raise RecipeError(f"method.name: {place!r}: {error}; give package.module:Class or file.py:Class") from None
-
-
-def _load_file(path: Path) -> ModuleType:
-    """Run a user's file as a module of its own; a second call gives the same module while the file is unchanged."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RecipeError(f"method.name: {path}: cannot be read ({error.strerror})") from None
-    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()[:16]
-    name = f"mmalign_method_{path.stem}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise RecipeError(f"method.name: {path}: is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise RecipeError(f"method.name: {path}: {type(error).__name__}: {error}") from error
-    return module

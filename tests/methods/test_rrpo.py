@@ -108,7 +108,7 @@ async def test_a_box_that_hides_all_that_moves_is_no_reason_to_stop(run: Any) ->
         frames.append(frame)
     clip = Clip(tuple(frames), tuple(map(float, range(8))), MediaRef("dot.mp4", "video"))
     for seed in range(10):
-        await run(RRPO(area=(1.0, 1.0)), asked_of(Sample("dot", (clip,))), model(), seed=seed)
+        assert await run(RRPO(area=(1.0, 1.0)), asked_of(Sample("dot", (clip,))), model(), seed=seed)
 
 
 async def test_training_is_about_the_clean_clip(run: Any, filmed: Sample) -> None:

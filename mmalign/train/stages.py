@@ -34,7 +34,8 @@ from mmalign.train.keys import rows_key, short_key, template_key
 from mmalign.train.metrics import read_metrics
 from mmalign.train.progress import ProgressLine
 from mmalign.train.reference import FirstPass, Measured
-from mmalign.train.trainer import PreferenceTrainer, TrainResult, begin
+from mmalign.train.saving import TrainResult
+from mmalign.train.trainer import PreferenceTrainer, begin
 
 log = logging.getLogger("mmalign.train")
 

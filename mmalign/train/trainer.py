@@ -6,13 +6,13 @@ size, not on interruptions, not on the number of processes (but for adapter drop
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -22,41 +22,25 @@ from torch import Tensor
 from mmalign.errors import TrainError
 from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
-from mmalign.objectives import LossInputs, Objective, refuse_unmet
+from mmalign.objectives import Objective, refuse_unmet
 from mmalign.pairs import PairRow
-from mmalign.train.atomic import replacing
 from mmalign.train.checkpoint import Checkpoints
 from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import FREE_KEYS, PROVIDED, TrainConfig
-from mmalign.train.head import Head
+from mmalign.train.forward import Forward
 from mmalign.train.keys import rows_key, short_key, template_key, weights_key
 from mmalign.train.lengths import short_enough
-from mmalign.train.logps import Anchor, completion_logps, completion_states, completion_terms
-from mmalign.train.metrics import MetricsLog, read_metrics
+from mmalign.train.metrics import MetricsLog
 from mmalign.train.modality import modality
+from mmalign.train.optimizer import adamw, autocast
 from mmalign.train.progress import ProgressLine
-from mmalign.train.reference import FirstPass, Measured, adapter_off
+from mmalign.train.reference import FirstPass, Measured
+from mmalign.train.saving import Kind, Output, TrainResult
 from mmalign.train.schedule import MicroBatch, Order, lr_factor, micro_batches
 from mmalign.train.sharing import share_where_equal
 from mmalign.train.spans import with_phrases
-from mmalign.train.step import StepTotals, loss_inputs, refuse_nonfinite, sides_of
+from mmalign.train.step import StepTotals, refuse_nonfinite, sides_of
 from mmalign.train.weights import reaches_media, trainable, training_mode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """What a training run left: `path` is a PEFT adapter or a whole model, each with its processor.
-
-    `num_pairs` were trained on; `num_dropped` were longer than `max_length`, or had no changed phrase where the
-    objective needs one; `last` holds the last step's metrics.
-    """
-
-    path: Path
-    kind: Literal["adapter", "model"]
-    num_pairs: int
-    num_dropped: int
-    steps: int
-    last: dict[str, float]
 
 
 def begin(loaded: Loaded, rows: Sequence[PairRow], objective: Objective, config: TrainConfig) -> None:
@@ -117,7 +101,7 @@ class PreferenceTrainer:
         start = start_key or weights_key(loaded.model)
         torch.manual_seed(config.seed)
         self.model = trainable(loaded.model, config)
-        self._head = Head.of(self.model).frozen() if self._diverges else None
+        self._forward = Forward.of(self.model, objective, config)
         on_cpu = next(self.model.parameters()).device.type == "cpu"
         # A step's last forward, which exchanges gradients, can be one about text alone.
         ranks = DistributedDataParallelKwargs(find_unused_parameters=reaches_media(self.model))
@@ -125,19 +109,21 @@ class PreferenceTrainer:
             cpu=on_cpu, log_with=list(config.report_to) or None, project_dir=str(output), kwargs_handlers=[ranks]
         )
         forms = [start, asdict(limits), self._sides, config.precision, template_key(loaded), config.max_length]
-        self._pass_key = short_key([*forms, rows_key(self.rows, labels=False), self._scores_reference, self._diverges])
+        read = [self._forward.scores_reference, self._forward.head is not None]
+        self._pass_key = short_key([*forms, rows_key(self.rows, labels=False), *read])
         settings = {key: value for key, value in asdict(config).items() if key not in FREE_KEYS}
         self.run_key = short_key([*forms, rows_key(self.rows, labels=True), repr(objective), settings])
+        self._result = Output(folder=output, run_key=self.run_key)
         self._quiet = quiet or not self._accelerator.is_main_process
 
     def train(self) -> TrainResult:
         """Train to the end, from wherever an earlier call was interrupted."""
-        if (done := self._finished()) is not None:
+        if (done := self._result.found()) is not None:
             return done
         measured, kept = self._measure()
         accelerator, config = self._accelerator, self.config
         order = Order(len(kept), config.batch_size, config.epochs, config.seed)
-        model, optimizer = accelerator.prepare(self.model, self._optimizer())
+        model, optimizer = accelerator.prepare(self.model, adamw(self.model, config))
         checkpoints = Checkpoints(
             folder=self.output / "checkpoints",
             run_key=self.run_key,
@@ -169,7 +155,14 @@ class PreferenceTrainer:
             # Not `end_training`: that would also part the ranks, who have more to do.
             tracker.finish()
         self.model.eval()
-        return self._finish(len(kept), order.num_steps)
+        if accelerator.is_main_process:
+            told = {"num_pairs": len(kept), "num_dropped": self._num_given - len(kept), "steps": order.num_steps}
+            kind: Kind = "model" if config.lora is None else "adapter"
+            self._result.save(self.model, self.processor, kind, told)
+        accelerator.wait_for_everyone()
+        result = self._result.found()
+        assert result is not None
+        return result
 
     # One optimizer step ----------------------------------------------------------------------------------------------
 
@@ -204,7 +197,7 @@ class PreferenceTrainer:
         accelerator = self._accelerator
         batch = self._collate([self.rows[index] for index in part.indices]).to(accelerator.device)
         counted = (torch.arange(len(part.indices)) < part.num_counted).float().to(accelerator.device)
-        output = self.objective(self._inputs(model, batch, part.indices, measured))
+        output = self.objective(self._forward.inputs(model, batch, part.indices, measured))
         loss = totals.loss(output, batch.weight * counted)
         refuse_nonfinite(output, batch.ids)
         # Distributed training averages gradients over ranks; the loss is already divided by the whole step.
@@ -212,38 +205,13 @@ class PreferenceTrainer:
         shares = {name: (value * counted).sum() / totals.pairs for name, value in output.metrics.items()}
         return {"loss": loss.detach(), **shares}
 
-    def _inputs(self, model: Any, batch: PairBatch, indices: Sequence[int], measured: Measured) -> LossInputs:
-        reference: Tensor | None = None
-        states: Tensor | None = None
-        if measured.logps is not None:
-            reference = measured.reference(indices, batch.mask)
-            states = measured.states(indices).to(reference.device) if self._diverges else None
-        elif "reference" in self.objective.needs:
-            reference, states = self._score(batch)
-            training_mode(self.model)
-        with self._autocast():
-            if states is None:
-                return loss_inputs(batch, completion_logps(model, batch), reference)
-            assert self._head is not None
-            policy, divergence = completion_terms(model, batch, Anchor(states, self._head))
-        return loss_inputs(batch, policy, reference, divergence)
-
     # Before the first step -------------------------------------------------------------------------------------------
-
-    @property
-    def _scores_reference(self) -> bool:
-        return "reference" in self.objective.needs and self.config.precompute_reference
-
-    @property
-    def _diverges(self) -> bool:
-        return "divergence" in self.objective.needs
 
     def _measure(self) -> tuple[Measured, list[int]]:
         """The first pass, and the indices of the pairs that are short enough."""
         accelerator, config = self._accelerator, self.config
         self.model.to(accelerator.device)
-        if self._head is not None:
-            self._head.linear.to(accelerator.device)
+        self._forward.to(accelerator.device)
         if config.shared_prefix == "auto":
             self._collate = share_where_equal(
                 self.model,
@@ -252,86 +220,26 @@ class PreferenceTrainer:
                 self._kinds,
                 size=config.micro_batch_size,
                 max_length=config.max_length,
-                autocast=self._autocast,
+                autocast=partial(autocast, accelerator.device, config),
                 device=accelerator.device,
             )
-        if self._measured is not None and not self._scores_reference:
+        if self._measured is not None and not self._forward.scores_reference:
             return self._measured, short_enough(self.rows, self._measured.lengths, config)
         first_pass = FirstPass(
             folder=self.output / "reference",
             key=self._pass_key,
             collate=self._collate,
-            score=self._score if self._scores_reference else None,
+            score=self._score if self._forward.scores_reference else None,
             batch_size=config.micro_batch_size,
             max_length=config.max_length,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             wait=accelerator.wait_for_everyone,
         )
-        what = "reference" if self._scores_reference else "measuring"
+        what = "reference" if self._forward.scores_reference else "measuring"
         with ProgressLine(what, len(self.rows), unit="pairs", visible=not self._quiet) as line:
             measured = first_pass.run(self.rows, line.advance)
         return measured, short_enough(self.rows, measured.lengths, config)
 
-    @torch.no_grad()
     def _score(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
-        """Reference log-probs (N, T): the start of this run before training, else the weights without the adapter.
-
-        Where the objective needs them also the states (M, H) of the chosen side's distributions.
-        """
-        self.model.eval()
-        is_start = self.config.precompute_reference
-        batch = batch.to(self._accelerator.device)
-        with self._autocast(), nullcontext() if is_start else adapter_off(self.model):
-            return (
-                completion_states(self.model, batch) if self._diverges else (completion_logps(self.model, batch), None)
-            )
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.config.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.config.learning_rate)
-
-    def _autocast(self) -> Any:
-        # Not accelerate's own: that would turn whole outputs, logits included, back to float32.
-        enabled = self.config.precision == "bf16"
-        return torch.autocast(self._accelerator.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    # The end ---------------------------------------------------------------------------------------------------------
-
-    def _finish(self, num_pairs: int, steps: int) -> TrainResult:
-        kind: Literal["adapter", "model"] = "model" if self.config.lora is None else "adapter"
-        result = self.output / "result.json"
-        if self._accelerator.is_main_process:
-            with replacing(self.output / kind) as partial:
-                options = {"save_embedding_layers": False} if kind == "adapter" else {}
-                self.model.save_pretrained(partial, **options)
-                self.processor.save_pretrained(partial)
-            with replacing(result) as partial:
-                state = {
-                    "run_key": self.run_key,
-                    "kind": kind,
-                    "num_pairs": num_pairs,
-                    "num_dropped": self._num_given - num_pairs,
-                    "steps": steps,
-                }
-                partial.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        self._accelerator.wait_for_everyone()
-        done = self._finished()
-        assert done is not None
-        return done
-
-    def _finished(self) -> TrainResult | None:
-        path = self.output / "result.json"
-        if not path.exists():
-            return None
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state.pop("run_key") != self.run_key:
-            raise TrainError(
-                f"{path}: is the result of other pairs, another model or other settings; train into an empty folder"
-            )
-        last = read_metrics(self.output / "metrics.jsonl")[-1]
-        return TrainResult(path=self.output / state["kind"], last=last, **state)
+        return self._forward.reference(self.model, batch.to(self._accelerator.device))

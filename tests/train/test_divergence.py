@@ -16,7 +16,7 @@ from mmalign.errors import TrainError
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, RRPO
-from mmalign.train import trainer as trainer_module
+from mmalign.train import forward as forward_module
 from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import LoraConfig
 from mmalign.train.logps import Anchor
@@ -39,7 +39,7 @@ def test_at_every_step_the_kl_is_that_of_whole_logits_to_a_copy_of_the_start(
 ) -> None:
     """Compared step by step: AdamW's first steps turn rounding into whole updates, so two runs would drift apart."""
     rows = make_rows(tmp_path, 4, pictures=0 if name == "llama" else 1)
-    start, original = copy.deepcopy(tiny(name).model), trainer_module.completion_terms
+    start, original = copy.deepcopy(tiny(name).model), forward_module.completion_terms
     named, collate = {row.id: row for row in rows}, Collator(Renderer(tiny(name).processor), tmp_path, MediaLimits())
     largest = []
 
@@ -52,7 +52,7 @@ def test_at_every_step_the_kl_is_that_of_whole_logits_to_a_copy_of_the_start(
         largest.append(found[1].max().item())
         return found
 
-    monkeypatch.setattr(trainer_module, "completion_terms", compared)
+    monkeypatch.setattr(forward_module, "completion_terms", compared)
     trainer(tmp_path, rows, quick(epochs=4, lora=lora), OBJECTIVE, loaded=tiny(name)).train()
     lines = curve(tmp_path)
     assert len(largest) == 8
@@ -183,8 +183,8 @@ def test_a_reference_of_another_objective_is_not_taken_for_this_one(tmp_path: Pa
 
 
 def test_the_reference_head_is_kept_where_it_is_trained() -> None:
-    full = trainer_module.Head.of(tiny("llama").model.requires_grad_(True))
+    full = forward_module.Head.of(tiny("llama").model.requires_grad_(True))
     assert full.frozen().linear is not full.linear
     assert torch.equal(full.frozen().linear.weight, full.linear.weight)  # type: ignore[arg-type]
-    still = trainer_module.Head.of(tiny("llama").model.requires_grad_(False))
+    still = forward_module.Head.of(tiny("llama").model.requires_grad_(False))
     assert still.frozen().linear is still.linear

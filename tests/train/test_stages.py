@@ -23,8 +23,8 @@ from mmalign.pairs import PairRow
 from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig, TrainConfig
 from mmalign.train.logps import completion_logps
+from mmalign.train.saving import TrainResult
 from mmalign.train.stages import train_stages
-from mmalign.train.trainer import TrainResult
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import assert_same_curve, curve

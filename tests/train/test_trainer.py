@@ -22,7 +22,7 @@ from mmalign.pairs import PairRow
 from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig
 from mmalign.train.logps import completion_logps
-from mmalign.train.trainer import TrainResult
+from mmalign.train.saving import TrainResult
 from tests.models import READING, SEEING, tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import assert_same_curve, curve, numbers, trainer

@@ -9,8 +9,6 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,37 +18,17 @@ from mmalign.errors import SampleError
 from mmalign.lm.features import placeholder_ids
 from mmalign.lm.load import Loaded
 from mmalign.lm.prefix import arguments, compare, is_exact, pack_texts
-from mmalign.lm.processing import REFUSALS, TEXT_ONLY, Group
+from mmalign.lm.processing import REFUSALS
+from mmalign.lm.prompt import Prompt
 from mmalign.lm.render import PaddingSide
 from mmalign.lm.sampling import RowwiseSampling, RowwiseStopping, ending
-from mmalign.types import Chat, Clip, Completion, Media, Sampling, TokenLogps
+from mmalign.lm.stems import Stem, find_stems
+from mmalign.types import Chat, Clip, Completion, Sampling, TokenLogps
 
 log = logging.getLogger("mmalign.lm")
 
 #: Logits turned to float32 at a time while scoring, in numbers.
 _CHUNK = 1 << 24
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
-    """A rendered chat: text, media, length in tokens, and the white space the template puts before an answer.
-
-    Prompts with equal `group` can share a batch.
-    """
-
-    chat: Chat
-    text: str
-    media: tuple[Media, ...]
-    num_tokens: int
-    lead: str
-    group: Group = TEXT_ONLY
-
-    @property
-    def key(self) -> tuple[str, tuple[Any, ...]]:
-        """Equal for equal prompts about the very same picture objects, as long as one of them is alive."""
-        return self.text, tuple(
-            (*map(id, part.images), part.times) if isinstance(part, Clip) else id(part.image) for part in self.media
-        )
 
 
 class BatchModel:
@@ -77,6 +55,7 @@ class BatchModel:
         if pad is None:
             self.tokenizer.pad_token_id = self._pad
         self._shares: dict[str, bool] = {}
+        self._asks_once: dict[str, bool] = {}
         self._placeholders = sorted({*self.renderer.media_ids, *placeholder_ids(self.model.config)})
 
     def prompt(self, chat: Chat) -> Prompt:
@@ -200,7 +179,50 @@ class BatchModel:
         return _scores(logits, torch.arange(len(logits), device=logits.device), ids[is_answer], lengths)
 
     def next_logits(self, prompts: Sequence[Prompt], padding_side: PaddingSide = "right") -> list[Tensor]:
-        """Logits of the token behind each prompt: float32 (vocab,) on the CPU."""
+        """Logits of the token behind each prompt: float32 (vocab,) on the CPU.
+
+        What prompts about the same media begin with is computed once, on the conditions that `score` has.
+        """
+        kind = prompts[0].group[0]
+        stems = find_stems(prompts, self.renderer)
+        if padding_side == "left" or len(stems) == len(prompts) or self._asks_once.get(kind) is False:
+            return self._next_each(prompts, padding_side)
+        if not self._asks_once.get(kind):
+            plain = self._next_each(prompts, padding_side)
+            expected = torch.cat([row.log_softmax(-1) for row in plain])
+            values, reason = compare(
+                lambda: torch.cat([row.log_softmax(-1) for row in self._next_shared(prompts, stems)]),
+                expected,
+                is_exact=is_exact(self.model),
+            )
+            self._asks_once[kind] = values is not None
+            if values is None:
+                log.warning("model %s: what prompts begin with is computed for each of them: %s", self.name, reason)
+            return plain
+        return self._next_shared(prompts, stems)
+
+    def _next_shared(self, prompts: Sequence[Prompt], stems: Sequence[Stem]) -> list[Tensor]:
+        """Logits behind prompts, a row for every stem."""
+        # A row of one prompt alone is cut where others are: its last letters are its rest.
+        cut = [stem if stem.rests[0] else Stem(stem.text[:-1], stem.members, (stem.text[-1:],)) for stem in stems]
+        texts = [stem.text for stem in cut]
+        encoded = self._encode(texts, [prompts[stem.members[0]] for stem in cut], "right")
+        rows = [row for row, stem in enumerate(cut) for _ in stem.members]
+        rests = [rest for stem in cut for rest in stem.rests]
+        packed = pack_texts(self.renderer, encoded, texts, rows, rests, keep_last=True)
+        assert packed.ends is not None
+        inputs = {name: value.to(self.model.device) for name, value in packed.inputs.items()}
+        ends = packed.ends.to(self.model.device).unbind(-1)
+        keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        keep[ends] = True
+        logits = self._logits(arguments(self._inner, inputs, packed.branches.to(self.model.device)), keep)
+        which = (keep.flatten().cumsum(0) - 1).view(keep.shape)[ends]
+        order = [number for stem in cut for number in stem.members]
+        found = dict(zip(order, logits[which].float().cpu().unbind(0), strict=True))
+        return [found[number] for number in range(len(prompts))]
+
+    def _next_each(self, prompts: Sequence[Prompt], padding_side: PaddingSide) -> list[Tensor]:
+        """Logits behind prompts, a row for each."""
         inputs = self._encode([p.text for p in prompts], prompts, padding_side)
         real = inputs["attention_mask"].bool()
         is_last = real & (real.flip(1).cumsum(1).flip(1) == 1)

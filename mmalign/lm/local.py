@@ -21,9 +21,10 @@ from torch import Tensor
 
 from mmalign.errors import MMAlignError, ModelError, SampleError
 from mmalign.lm.asking import check_options, check_seed
-from mmalign.lm.batch import BatchModel, Prompt
+from mmalign.lm.batch import BatchModel
 from mmalign.lm.choosing import choice_from_logits, choice_from_logps, first_tokens
 from mmalign.lm.load import Loaded
+from mmalign.lm.prompt import Prompt
 from mmalign.lm.protocol import Option
 from mmalign.lm.schedule import Job, is_full, next_batch
 from mmalign.types import Chat, Choice, Completion, Sampling, TokenLogps

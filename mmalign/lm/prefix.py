@@ -84,12 +84,14 @@ class Packed:
     """Prompts with their answers as a model takes them: `inputs` without mask and positions, which are in `branches`.
 
     `places` hold the tokens of all N answers, answer after answer. `lengths` (N,) are the tokens of prompt and answer.
+    `ends` (N, 2) are row and column of each answer's last token, where it was kept.
     """
 
     inputs: dict[str, Tensor]
     branches: Branches
     places: Places
     lengths: Tensor
+    ends: Tensor | None = None
 
 
 def pack_texts(
@@ -98,6 +100,8 @@ def pack_texts(
     contexts: Sequence[str],
     prompts: Sequence[int],
     texts: Sequence[str],
+    *,
+    keep_last: bool = False,
 ) -> Packed:
     """Rendered answers `texts` behind the rendered prompts `contexts`, of which answer n follows number `prompts[n]`.
 
@@ -113,7 +117,8 @@ def pack_texts(
     lengths = inputs["attention_mask"].sum(-1) + torch.tensor(shared) - torch.tensor(list(map(len, before)))
     kept = (torch.arange(inputs["input_ids"].shape[1]) < lengths[:, None]).long()
     answers = [whole[shared[row] :] for row, whole in zip(prompts, wholes, strict=True)]
-    found = pack({**inputs, "attention_mask": kept}, prompts, answers, renderer.tokenizer.pad_token_id or 0)
+    pad = renderer.tokenizer.pad_token_id or 0
+    found = pack({**inputs, "attention_mask": kept}, prompts, answers, pad, keep_last=keep_last)
     is_answer = [at >= own[n] for n, whole in enumerate(wholes) for at in range(shared[prompts[n]], len(whole))]
     return replace(found, places=found.places.at(torch.tensor(is_answer)))
 
@@ -125,15 +130,22 @@ def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
     )
 
 
-def pack(inputs: Mapping[str, Tensor], prompts: Sequence[int], answers: Sequence[Sequence[int]], pad: int) -> Packed:
+def pack(
+    inputs: Mapping[str, Tensor],
+    prompts: Sequence[int],
+    answers: Sequence[Sequence[int]],
+    pad: int,
+    *,
+    keep_last: bool = False,
+) -> Packed:
     """Prompts with their answers in one row each.
 
     `inputs` are the forward's arguments for B prompts alone, padded on the right. Answer n of N, at least one token
-    each, follows prompt `prompts[n]`. `pad` fills up `input_ids`. An answer's last token predicts nothing, so it is a
-    label only.
+    each, follows prompt `prompts[n]`. `pad` fills up `input_ids`. An answer's last token predicts none of it, so it is
+    a label only, unless `keep_last`: for what is read at or behind it.
     """
     lengths = inputs["attention_mask"].sum(-1).tolist()
-    given = [list(answer[:-1]) for answer in answers]
+    given = [list(answer if keep_last else answer[:-1]) for answer in answers]
     rows = [
         _Row.of(length, {n: given[n] for n, row in enumerate(prompts) if row == b}) for b, length in enumerate(lengths)
     ]
@@ -154,7 +166,9 @@ def pack(inputs: Mapping[str, Tensor], prompts: Sequence[int], answers: Sequence
         torch.tensor([token for answer in answers for token in answer]),
     )
     total = [lengths[b] + len(answer) for b, answer in zip(prompts, answers, strict=True)]
-    return Packed({**inputs, **laid}, Branches(owner, depth), places, torch.tensor(total))
+    last = [(b, rows[b].column(n, len(answers[n]))) for n, b in enumerate(prompts)]
+    ends = torch.tensor(last) if keep_last else None
+    return Packed({**inputs, **laid}, Branches(owner, depth), places, torch.tensor(total), ends)
 
 
 @dataclass(frozen=True, slots=True)

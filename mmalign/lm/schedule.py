@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmalign.lm.batch import Prompt
 from mmalign.lm.processing import Group
+from mmalign.lm.prompt import Prompt
 from mmalign.types import Sampling
 
 Verb = Literal["logits", "score", "generate"]
@@ -45,6 +45,11 @@ class Job:
         return self.verb, self.prompt.key, self.answer
 
     @property
+    def media(self) -> tuple[Any, ...]:
+        """Equal for jobs about the same media."""
+        return self.prompt.key[1]
+
+    @property
     def num_tokens(self) -> int:
         return self.prompt.num_tokens + self.new_tokens
 
@@ -67,9 +72,10 @@ def next_batch(pending: Sequence[Job], max_rows: int, max_tokens: int, max_logit
     """Jobs to run together, out of `pending` (oldest first, not empty).
 
     A batch is of one verb and of media that fit together (`Prompt.group`). A group that fills a batch goes first, else
-    short work goes before long, else the older one. Within the group jobs are sorted by length, and the batch is the
-    stretch around the oldest job, cut to `max_tokens` padded tokens; for scores also to `max_logits_rows` answer
-    tokens, whose logits exist at the same time. One job alone is always let through.
+    short work goes before long, else the older one. Within the group jobs are sorted by length, those about the same
+    media side by side where they can share them, and the batch is the stretch around the oldest job, cut to
+    `max_tokens` padded tokens; for scores also to `max_logits_rows` answer tokens, whose logits exist at the same time.
+    One job alone is always let through.
     """
     groups = _groups(pending)
 
@@ -79,7 +85,7 @@ def next_batch(pending: Sequence[Job], max_rows: int, max_tokens: int, max_logit
 
     group = min(groups.values(), key=urgency)  # min keeps the first, and groups are in order of their oldest job
     oldest = group[0]
-    ranked = sorted(group, key=lambda job: (job.sampling.max_new_tokens, job.num_tokens, job.prompt.text))
+    ranked = _ranked(group)
     place = next(i for i, job in enumerate(ranked) if job is oldest)
     start = max(0, min(place - place % max_rows, len(ranked) - max_rows))
     batch = ranked[start : start + max_rows]
@@ -90,6 +96,24 @@ def next_batch(pending: Sequence[Job], max_rows: int, max_tokens: int, max_logit
     for job in pending:
         job.passed_over += id(job) not in taken
     return batch
+
+
+def _ranked(group: Sequence[Job]) -> list[Job]:
+    """Jobs of one group, so that those that make a good batch are neighbours."""
+    if group[0].verb == "generate":
+        return sorted(group, key=lambda job: (job.sampling.max_new_tokens, job.num_tokens, job.prompt.text))
+    first: dict[tuple[Any, ...], int] = {}
+    longest: dict[tuple[Any, ...], int] = {}
+    for number, job in enumerate(group):
+        first.setdefault(job.media, number)
+        longest[job.media] = max(longest.get(job.media, 0), job.num_tokens)
+
+    def place(job: Job) -> tuple[int, int, int, str]:
+        if not job.media:
+            return job.num_tokens, 0, 0, job.prompt.text
+        return longest[job.media], first[job.media], job.num_tokens, job.prompt.text
+
+    return sorted(group, key=place)
 
 
 def _groups(pending: Sequence[Job]) -> dict[tuple[Verb, Group], list[Job]]:

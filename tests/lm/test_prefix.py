@@ -32,7 +32,7 @@ def packs(draw: st.DrawFn) -> tuple[list[list[int]], list[int], list[list[int]],
         "kinds": torch.tensor([[5] * len(tokens) + [0] * (width - len(tokens)) for tokens in contexts]),
         "pixel_values": torch.ones(7, 3),
     }
-    return contexts, prompts, answers, pack(inputs, prompts, answers, PAD)
+    return contexts, prompts, answers, pack(inputs, prompts, answers, PAD, keep_last=draw(st.booleans()))
 
 
 @given(packs())
@@ -46,8 +46,11 @@ def test_every_answer_is_alone_with_its_prompt(
         visible = packed.branches.visible(window)[:, 0]
         for n, row in enumerate(prompts):
             own = ((owner[row] == 0) | (owner[row] == n + 1)).nonzero().squeeze(-1)
-            own = own[: len(contexts[row]) + len(answers[n]) - 1]  # behind it the stem of an empty rest
-            assert ids[row, own].tolist() == contexts[row] + answers[n][:-1]
+            kept = answers[n] if packed.ends is not None else answers[n][:-1]
+            own = own[: len(contexts[row]) + len(kept)]  # behind it the stem of an empty rest
+            assert ids[row, own].tolist() == contexts[row] + kept
+            if packed.ends is not None:
+                assert packed.ends[n].tolist() == [row, own[-1]]
             assert depth[row, own].tolist() == list(range(len(own)))
             expected = torch.ones(len(own), len(own)).tril()
             expected = expected if window is None else expected.triu(1 - window)

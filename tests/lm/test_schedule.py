@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmalign.lm.batch import Prompt
 from mmalign.lm.processing import TEXT_ONLY, Group
+from mmalign.lm.prompt import Prompt
 from mmalign.lm.schedule import PATIENCE, Job, Verb, is_full, next_batch
 from mmalign.types import Chat, Sampling
 

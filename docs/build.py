@@ -1,6 +1,6 @@
-"""Writes the parts of the README that are made from code and from stored results: `python docs/build.py`.
+"""Writes the parts of README and docs that are made from code and from stored results: `python docs/build.py`.
 
-A test holds the README to what this writes. `docs/results/NAME.json` is what `mmalign demo --method NAME --seeds 3`
+A test holds the pages to what this writes. `docs/results/NAME.json` is what `mmalign demo --method NAME --seeds 3`
 leaves as `results.json`.
 """
 
@@ -12,7 +12,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import yaml
+
 from mmalign.methods import list_methods
+from mmalign.objectives import FAMILIES, LEGEND, OBJECTIVES, describe_objective
+from mmalign.objectives.carried import example, told
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
@@ -65,6 +69,68 @@ def method_table() -> str:
     return "\n".join(lines)
 
 
+def family_table() -> str:
+    """The names of all objectives, by family."""
+    lines = ["| family | names |", "|---|---|"]
+    for title, names in FAMILIES.items():
+        lines.append(f"| {title} | {', '.join(f'[`{name}`](#{anchor(title)})' for name in names)} |")
+    return "\n".join(lines)
+
+
+def anchor(title: str) -> str:
+    """The address of a heading within its page."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def objective_list() -> str:
+    """Of every objective formula, source, a line for a recipe, and what the pairs carry for it, with an example."""
+    lines = [
+        f"In formulas {LEGEND}. Under each formula stands the line of a recipe with all parameters and their defaults, "
+        "and what the pairs carry beyond the texts that it names in its needs.",
+        "",
+    ]
+    for title, names in FAMILIES.items():
+        lines += [f"### {title}", ""]
+        for name in names:
+            lines += _objective(name)
+    return "\n".join(lines).rstrip()
+
+
+def _objective(name: str) -> list[str]:
+    info = describe_objective(OBJECTIVES[name])
+    objective = OBJECTIVES[name]()
+    given = {"name": name, **dict(info.parameters)}
+    others = [need for need in info.needs if need.partition(":")[0] in ("logits", "head", "tokens")]
+    lines = [f"**`{name}`** `{info.formula}` ({info.source})", "", f"    objective: {_flow(given)}", ""]
+    if others:
+        lines += [f"Beside the pairs it needs {', '.join(f'`{need}`' for need in others)}.", ""]
+    if carried := told(objective):
+        row = {key: value for key, value in example(objective).items() if key not in ("context", "chosen", "rejected")}
+        lines += [f"Pairs carry {'; '.join(carried)}.", "", "```json", *_rows(row), "```", ""]
+    return lines
+
+
+def _rows(row: dict[str, Any]) -> list[str]:
+    """JSON with a line for each column, and one for each side."""
+    lines = []
+    for key, value in row.items():
+        sides = [f'"{name}": {json.dumps(side)}' for name, side in value.items()] if key == "sides" else []
+        inner = ",\n            ".join(sides)
+        lines.append(f'"{key}": {{{inner}}}' if sides else f'"{key}": {json.dumps(value)}')
+    return (",\n ".join(["{" + lines[0], *lines[1:]]) + "}").split("\n")
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, width=10_000).strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def stored(name: str) -> list[dict[str, Any]]:
     """The stored results of one method over all seeds."""
     found: list[dict[str, Any]] = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -77,6 +143,29 @@ def command_of(name: str) -> str:
     return "mmalign demo --seeds 3" if name == "self_consistency" else f"mmalign demo --method {name} --seeds 3"
 
 
+def speed_table() -> str:
+    """Ratios to TRL's trainer, with what was wanted of them nowhere rounded up."""
+    found = json.loads((ROOT / "docs" / "results" / "train_step.json").read_text(encoding="utf-8"))
+    lines = [
+        f"`python -m benchmarks.train_step`, one thread of a CPU, medians of {found['runs']} runs: how many times as fast as "
+        "the `DPOTrainer` of TRL 1.16 on the same pairs with equal losses, by the clock (by processor seconds; bound of "
+        "the matrix products that are necessary).",
+        "",
+        "| model | cold | warm | peak memory | 8 answers to a long prompt, against rows of their own |",
+        "|---|---|---|---|---|",
+    ]
+    for name, ratios in found["models"].items():
+        cells = [_ratio(ratios["speed"][kind]) for kind in ("cold", "warm")]
+        lists = ratios.get("lists")
+        eight = "" if lists is None else f"{_ratio(lists['eight answers'])}, {lists['prompt']} tokens"
+        lines.append(f"| {name} | {' | '.join(cells)} | {ratios['memory']:.2f} | {eight} |")
+    return "\n".join(lines)
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['clock']:.2f} ({ratio['processor']:.2f}; {ratio['bound']:.2f})"
+
+
 def built(text: str) -> str:
     """The page `text` with its made parts fresh."""
 
@@ -87,11 +176,22 @@ def built(text: str) -> str:
 
     for path in re.findall(r"<!-- results: docs/results/(\w+)\.json -->", text):
         text = fill(f"results: docs/results/{path}.json", results_table(stored(path), command_of(path)), text)
-    return fill("methods", method_table(), text)
+    parts = {
+        "methods": method_table,
+        "families": family_table,
+        "objectives": objective_list,
+        "speed: docs/results/train_step.json": speed_table,
+    }
+    for marker, body in parts.items():
+        if f"<!-- {marker} -->" in text:
+            text = fill(marker, body(), text)
+    return text
 
 
 def main() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "methods").glob("*.md"))):
+    pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
+    docs = ROOT / "docs"
+    for page in (ROOT / "README.md", docs / "objectives.md", docs / "training.md", *pages):
         text = page.read_text(encoding="utf-8")
         page.write_text(built(text), encoding="utf-8")
 

@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from mmalign.library import align, compare, load, make_pairs
     from mmalign.methods import method
     from mmalign.pairs import PairRow, read_pairs, write_pairs
-    from mmalign.types import Chat, Completion, Judgement, Pair, Picture, Sample, Sampling
+    from mmalign.types import Answer, Chat, Completion, Judgement, Pair, Picture, Sample, Sampling
 
 _HOME = {
     "errors": ("MMAlignError", "MediaError", "NoPair", "SampleError"),
     "library": ("align", "compare", "load", "make_pairs"),
     "methods": ("method",),
     "pairs": ("PairRow", "read_pairs", "write_pairs"),
-    "types": ("Chat", "Completion", "Judgement", "Pair", "Picture", "Sample", "Sampling"),
+    "types": ("Answer", "Chat", "Completion", "Judgement", "Pair", "Picture", "Sample", "Sampling"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "Answer",
     "Chat",
     "Completion",
     "Judgement",

@@ -1,12 +1,13 @@
 """Pairs on disk: the one thing that methods and training share.
 
-A pair file is Parquet with the columns of `SCHEMA`; contexts, judgements and provenance are JSON text, so any tool
-reads them. Files appear whole or not at all: written beside, flushed to disk, then renamed.
+A pair file is Parquet with the columns of `SCHEMA`; contexts, judgements, provenance, further answers and numbers are
+JSON text, so any tool reads them. Files appear whole or not at all: written beside, flushed to disk, then renamed.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmalign.errors import StoreError
+from mmalign.sides import (
+    AnswerRow,
+    SideRow,
+    ValueRow,
+    is_span,
+    laid_out,
+    nested,
+    read_sides,
+    read_turns,
+    read_values,
+    shape_of,
+    side_of,
+    to_json,
+)
 from mmalign.types import MediaRef, Pair, Row
 
 SPANS = pa.list_(pa.list_(pa.int32()))
@@ -42,13 +57,20 @@ SCHEMA = pa.schema(
         pa.field("judgements", pa.string(), nullable=False),
         pa.field("provenance", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
+        pa.field("values", pa.string()),
+        pa.field("sides", pa.string()),
     ]
 )
+#: Columns that every pair file has; those of older versions lack the last ones.
+REQUIRED = tuple(SCHEMA.names[:-2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
-    """One row of a pair file. `context` is a list of turns as written by `Chat.to_rows`."""
+    """One row of a pair file. `context` is a list of turns as written by `Chat.to_rows`.
+
+    `sides` holds further answers by name and `values` further numbers (`mmalign.sides`).
+    """
 
     id: str
     sample_id: str
@@ -68,6 +90,14 @@ class PairRow:
     judgements: list[Row] = field(default_factory=list)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    values: Mapping[str, ValueRow] = field(default_factory=dict)
+    sides: Mapping[str, SideRow] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Lists among sides and values count as tuples."""
+        for name in ("sides", "values"):
+            parts = {key: nested(part) for key, part in getattr(self, name).items()}
+            object.__setattr__(self, name, parts)
 
     @classmethod
     def of(cls, pair: Pair, *, sample_id: str, index: int, method: str, round: int, seed: int) -> PairRow:
@@ -91,7 +121,28 @@ class PairRow:
             judgements=[judgement.to_row() for judgement in pair.judgements],
             provenance=dict(pair.provenance),
             seed=seed,
+            values=read_values(pair.values),
+            sides={name: side_of(answers) for name, answers in pair.sides.items()},
         )
+
+    def side(self, name: str) -> SideRow:
+        """The answers called `name`, "chosen" and "rejected" among them; KeyError where the pair carries none."""
+        if name == "chosen":
+            return AnswerRow(text=self.chosen, spans=self.chosen_spans)
+        if name == "rejected":
+            return AnswerRow(text=self.rejected, context=self.rejected_context, spans=self.rejected_spans)
+        return self.sides[name]
+
+    def value(self, name: str) -> ValueRow:
+        """The numbers called `name`, "gap" among them; KeyError where the pair carries none."""
+        return self.gap if name == "gap" else self.values[name]
+
+    @property
+    def contexts(self) -> list[list[Row]]:
+        """The contexts of all its answers, the pair's own first."""
+        further = [flat for side in self.sides.values() for flat in laid_out(side, shape_of([side]))]
+        others = [self.rejected_context, *(answer.context for answer in further if answer is not None)]
+        return [self.context, *(context for context in others if context is not None)]
 
     @property
     def media(self) -> tuple[MediaRef, ...]:
@@ -131,19 +182,26 @@ class PairRow:
             "judgements": _json(self.judgements),
             "provenance": _json(dict(self.provenance)),
             "seed": self.seed,
+            "values": _json({name: to_json(value, float) for name, value in self.values.items()}),
+            "sides": _json({name: to_json(side, AnswerRow.to_row) for name, side in self.sides.items()}),
         }
 
     @classmethod
     def from_row(cls, row: Row) -> PairRow:
-        """The inverse of `to_row`; the derived columns `prompt` and `media` are not read."""
+        """The inverse of `to_row`; the derived columns `prompt` and `media` are not read.
+
+        Raises ValueError, one line, for numbers and JSON columns that do not hold what they should.
+        """
+        _check_numbers(row)
+        other = _parsed(row, "rejected_context")
         return cls(
             id=row["id"],
             sample_id=row["sample_id"],
             method=row["method"],
             round=row["round"],
             source=row["source"],
-            context=json.loads(row["context"]),
-            rejected_context=None if row["rejected_context"] is None else json.loads(row["rejected_context"]),
+            context=read_turns(_parsed(row, "context"), "context"),
+            rejected_context=None if other is None else read_turns(other, "rejected_context"),
             chosen=row["chosen"],
             rejected=row["rejected"],
             p=row["p"],
@@ -152,10 +210,33 @@ class PairRow:
             stage=row["stage"],
             chosen_spans=tuple((start, end) for start, end in row["chosen_spans"]),
             rejected_spans=tuple((start, end) for start, end in row["rejected_spans"]),
-            judgements=json.loads(row["judgements"]),
-            provenance=json.loads(row["provenance"]),
+            judgements=_parsed(row, "judgements"),
+            provenance=_parsed(row, "provenance"),
             seed=row["seed"],
+            values=read_values(_parsed(row, "values") or {}),
+            sides=read_sides(_parsed(row, "sides") or {}),
         )
+
+
+def _check_numbers(row: Row) -> None:
+    """Raises ValueError, one line, for a label that is no probability and for weights and gaps that scale nothing."""
+    allowed = {
+        "p": (0 <= row["p"] <= 1, "a probability, from 0 to 1"),
+        "weight": (0 <= row["weight"] < math.inf, "a finite number, 0 or more"),
+        "gap": (row["gap"] is None or math.isfinite(row["gap"]), "a finite number, or null for none"),
+    }
+    for name, (holds, told) in allowed.items():
+        if not holds:
+            raise ValueError(f"{name} is {row[name]!r}; it must be {told}")
+
+
+def _parsed(row: Row, column: str) -> Any:
+    """The JSON value of a column; None where there is none."""
+    text = row.get(column)
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{column} is {text!r:.60}; it must be JSON ({error})") from None
 
 
 def _json(value: Any) -> str:
@@ -189,14 +270,94 @@ def write_pairs(path: Path, rows: Iterable[PairRow]) -> int:
 
 
 def read_pairs(path: Path) -> list[PairRow]:
-    """Read a pair file. Raises StoreError with the file's name when it is absent or not a pair file."""
+    """Read a pair file: Parquet as `write_pairs` makes it, or JSON lines of one's own where the name ends in .jsonl.
+
+    A JSON line holds columns of `PairRow`, JSON columns as they are; only `context` must be there. Raises StoreError,
+    one line with the file's name, when it is absent or not a pair file, and with the row's number when a row holds what
+    it should not.
+    """
     if not path.is_file():
         raise StoreError(f"{path}: no such pair file; `mmalign generate` makes one")
+    if path.suffix == ".jsonl":
+        return _read_lines(path)
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise StoreError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
         raise StoreError(f"{path}: not a pair file, it lacks the columns {', '.join(missing)}")
-    return [PairRow.from_row(row) for row in table.to_pylist()]
+    return [_read(row, place, path) for place, row in enumerate(_typed(table, path).to_pylist())]
+
+
+#: Columns of JSON lines that hold no JSON, and what they hold.
+_PLAIN: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("id", "sample_id", "method", "source", "chosen", "rejected"), (str,)),
+    **dict.fromkeys(("p", "weight", "gap"), (int, float)),
+    **dict.fromkeys(("round", "stage", "seed"), (int,)),
+}
+_JSON = ("context", "rejected_context", "judgements", "provenance", "values", "sides")
+
+
+def _read_lines(path: Path) -> list[PairRow]:
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        try:
+            for line in lines:
+                rows.append(_of_line(json.loads(line), len(rows)))
+        except UnicodeDecodeError as error:
+            raise StoreError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        except ValueError as error:
+            raise StoreError(f"{path}: row {len(rows)}: {error}") from None
+    return rows
+
+
+def _of_line(given: Any, place: int) -> PairRow:
+    """A row from the values of a JSON line. Raises ValueError, one line, for what it should not hold."""
+    if not isinstance(given, dict) or "context" not in given:
+        raise ValueError(f"{given!r:.60} is no pair; it must be an object with context, chosen, rejected, ...")
+    spans = {name: given.get(name, []) for name in ("chosen_spans", "rejected_spans")}
+    known = (*_PLAIN, *_JSON, *spans, "prompt", "media")
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"unknown column {unknown[0]!r}; known are {', '.join(known)}")
+    for name, kinds in _PLAIN.items():
+        value = given.get(name)
+        if (
+            name in given
+            and (not isinstance(value, kinds) or isinstance(value, bool))
+            and (name, value) != ("gap", None)
+        ):
+            raise ValueError(f"{name} is {value!r:.60}; it must be {' or '.join(kind.__name__ for kind in kinds)}")
+    for name, value in spans.items():
+        if not isinstance(value, list) or not all(map(is_span, value)):
+            raise ValueError(f"{name} is {value!r:.60}; it must be a list of [start, end] in characters")
+    plain = PairRow(
+        id=f"own-{place}", sample_id=f"own-{place}", method="own", context=[], chosen="", rejected=""
+    ).to_row()
+    plain |= {name: given[name] for name in _PLAIN if name in given} | spans
+    return PairRow.from_row(plain | {name: json.dumps(given[name]) for name in _JSON if given.get(name) is not None})
+
+
+def _typed(table: pa.Table, path: Path) -> pa.Table:
+    """The table's columns of `SCHEMA`, in its types."""
+    columns = {}
+    for column in SCHEMA:
+        if column.name not in table.column_names:
+            continue
+        try:
+            columns[column.name] = table[column.name].cast(column.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise StoreError(
+                f"{path}: column {column.name} holds {table[column.name].type}; it must hold {column.type}"
+            ) from None
+        if not column.nullable and columns[column.name].null_count:
+            place = columns[column.name].is_null().index(True).as_py()
+            raise StoreError(f"{path}: row {place}: column {column.name} is empty; it must hold {column.type}")
+    return pa.table(columns)
+
+
+def _read(row: Row, place: int, path: Path) -> PairRow:
+    try:
+        return PairRow.from_row(row)
+    except ValueError as error:
+        raise StoreError(f"{path}: row {place} (pair {row['id']}): {error}") from None

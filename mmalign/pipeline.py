@@ -10,11 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmalign.engine import RunDir, Summary, generate_async, progress_on
 from mmalign.engine.rundir import differences, write_json
-from mmalign.errors import RecipeError, StoreError, TrainError
+from mmalign.errors import RecipeError, StoreError
 from mmalign.evaluate.controls import random_signs
 from mmalign.evaluate.table import Evaluation, Items, evaluation_items, is_measured, measure_model, measure_texts
 from mmalign.lm.load import load_model
@@ -25,13 +23,14 @@ from mmalign.media.image import PictureLimits, file_sha256
 from mmalign.media.read import MediaLimits
 from mmalign.media.video import ClipLimits
 from mmalign.objectives import SFT, Objective
-from mmalign.pairs import PairRow, read_pairs
+from mmalign.pairs import PairRow, read_pairs, write_pairs
 from mmalign.recipe.schema import FREE_KEYS, Recipe
 from mmalign.samples import data_folder, list_clips, list_pictures, read_samples
 from mmalign.tiny import draw_scene, scenes
 from mmalign.tiny.clips import clips
 from mmalign.tiny.film import write_film
 from mmalign.train.config import FREE_KEYS as TRAIN_FREE_KEYS
+from mmalign.train.launch import ALONE, Launch, shares_weights
 from mmalign.train.stages import train_pairs
 from mmalign.types import MediaRef, SampleRow
 
@@ -106,7 +105,7 @@ def root_of(recipe: Recipe) -> Path:
     """The folder that media paths of the recipe's samples start from."""
     if recipe.data.scenes or recipe.data.clips:
         return recipe.output / ("scenes" if recipe.data.scenes else "clips")
-    return data_folder(_path_of(recipe))
+    return recipe.data.media_root or data_folder(recipe.data.pairs or _path_of(recipe))
 
 
 def _path_of(recipe: Recipe) -> Path:
@@ -114,7 +113,7 @@ def _path_of(recipe: Recipe) -> Path:
     if path is None:
         raise RecipeError(
             "data: no source; give --data.images DIR, --data.videos DIR, --data.samples FILE, "
-            "--data.scenes N or --data.clips N"
+            "--data.scenes N, --data.clips N or, to train on pairs that are there, --data.pairs FILE"
         )
     return path
 
@@ -142,7 +141,9 @@ def _film(root: Path, num: int, seed: int, num_frames: int) -> Iterator[SampleRo
 
 
 def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
-    """Make the pairs of the recipe, or those that are still missing."""
+    """Make the pairs of the recipe, or those that are still missing; take those of `data.pairs` as they are."""
+    if recipe.data.pairs is not None:
+        return take_pairs(recipe.data.pairs, recipe.data.limit, run)
     source = source_of(recipe)
     loaded = load_model(recipe.model)
 
@@ -166,10 +167,18 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
     return asyncio.run(work())
 
 
-def train(recipe: Recipe, run: RunDir) -> ModelSpec:
+def take_pairs(path: Path, limit: int | None, run: RunDir) -> Summary:
+    """Put the pairs of a file into the run. Raises StoreError or DataError for a file that holds none."""
+    rows = read_pairs(path)[:limit]
+    run.round_path(0)
+    write_pairs(run.pairs_path(), rows)
+    return Summary(done=len({row.sample_id for row in rows}), pairs=len(rows))
+
+
+def train(recipe: Recipe, run: RunDir, launch: Launch = ALONE) -> ModelSpec:
     """Train on the run's pairs; returns how to load the result. Raises StoreError when there are no pairs."""
     spec = _train(recipe, read_pairs(run.pairs_path()), recipe.objective, run.path / "train")
-    write_json(run.path / MADE_WITH, _training_settings(recipe, run))
+    launch.by_first(lambda: write_json(run.path / MADE_WITH, _training_settings(recipe, run)))
     return spec
 
 
@@ -179,24 +188,15 @@ def _train(recipe: Recipe, rows: list[PairRow], objective: Objective, output: Pa
             f"{recipe.output}: the run made no pairs, so there is nothing to train on; "
             f"`mmalign inspect {recipe.output}` shows why"
         )
-    try:
-        train_pairs(
-            load_model(recipe.model),
-            rows,
-            objective,
-            recipe.train,
-            data_root=root_of(recipe),
-            output=output,
-            limits=limits_of(recipe),
-        )
-    except torch.OutOfMemoryError:
-        kinds = {ref.kind for row in rows for ref in row.media}
-        keys = [f"train.micro_batch_size ({recipe.train.micro_batch_size})"]
-        keys += ["data.max_side"] * ("image" in kinds) + ["data.max_frame_side", "data.num_frames"] * ("video" in kinds)
-        raise TrainError(
-            f"{output}: memory ran out in training; lower {' or '.join(keys)}, "
-            "or set train.gradient_checkpointing: true; the same command goes on"
-        ) from None
+    train_pairs(
+        load_model(recipe.model, stay_on_cpu=shares_weights()),
+        rows,
+        objective,
+        recipe.train,
+        data_root=root_of(recipe),
+        output=output,
+        limits=limits_of(recipe),
+    )
     return _spec_of(recipe, output)
 
 
@@ -245,30 +245,38 @@ def _refuse_overlap(items: Items, rows: list[PairRow]) -> None:
         )
 
 
-def evaluate(recipe: Recipe, run: RunDir, trained: ModelSpec) -> bool:
+def evaluate(recipe: Recipe, run: RunDir, trained: ModelSpec, launch: Launch = ALONE) -> bool:
     """Measure before, after and the controls on held-out pictures; False when the recipe asks for no measuring.
 
     The control models are trained here, on the same pairs with the same settings. A table that was made with the same
-    settings is kept.
+    settings is kept. All processes of a launch train, the first one measures.
     """
     settings = _training_settings(recipe, run) | {key: recipe.resolved[key] for key in ("seed", "evaluate")}
-    if is_measured(run.path, settings):
+    if launch.agreed(lambda: is_measured(run.path, settings)):
         return True
-    items = held_out(recipe)
-    if items is None:
+    rows = read_pairs(run.pairs_path())
+
+    def begun() -> Evaluation | None:
+        if (items := held_out(recipe)) is None:
+            return None
+        _refuse_overlap(items, rows)
+        return Evaluation(recipe.evaluate, recipe.seed, items, settings)
+
+    table: Any = launch.by_first(begun)  # None in the other processes, which ask nothing of it
+    if launch.agreed(lambda: table is None):
         return False
-    _refuse_overlap(items, read_pairs(run.pairs_path()))
-    size = recipe.generate.batch_size
-    table = Evaluation(recipe.evaluate, recipe.seed, items, settings)
-    before = measure_model(table, "before", "before", recipe.model, size)
-    after = measure_model(table, "after", "after", trained, size)
+
+    def measured(name: str, kind: str, model: ModelSpec) -> Any:
+        return launch.by_first(lambda: measure_model(table, name, kind, model, recipe.generate.batch_size))
+
+    before = measured("before", "before", recipe.model)
+    after = measured("after", "after", trained)
     if recipe.evaluate.controls:
-        rows = read_pairs(run.pairs_path())
         folder = run.path / "controls"
         signs = _train(recipe, random_signs(rows, recipe.seed), recipe.objective, folder / "random_signs")
-        measure_model(table, "random signs", "control", signs, size)
+        measured("random signs", "control", signs)
         likelihood = _train(recipe, rows, SFT(), folder / "sft")
-        measure_model(table, "SFT on chosen", "control", likelihood, size)
-        measure_texts(table, "cut as short", "control", table.cut_to(before, after))
-    table.write(run.path)
+        measured("SFT on chosen", "control", likelihood)
+        launch.by_first(lambda: measure_texts(table, "cut as short", "control", table.cut_to(before, after)))
+    launch.by_first(lambda: table.write(run.path))
     return True

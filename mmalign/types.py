@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -299,6 +299,21 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """A further completion of a pair. `context` is its own; None means the pair's. Spans are as those of a pair."""
+
+    completion: Completion
+    context: Chat | None = None
+    spans: tuple[tuple[int, int], ...] = ()
+
+
+#: What a pair gives under one name: an answer, None for no such answer, or a list of either, or lists of such lists.
+Answers: TypeAlias = "Answer | Sequence[Answers] | None"
+#: A number, None where it is not known, or a list of either, or lists of such lists.
+Numbers: TypeAlias = "float | Sequence[Numbers] | None"
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A preference: under `context`, `chosen` is better than `rejected`.
 
@@ -306,6 +321,9 @@ class Pair:
     None means the same context. `source` says which branch of the method made the rejected side. `p` is the
     probability that the label is right, `weight` scales the pair's loss, `gap` is the judge's score difference,
     `stage` orders curricula. Spans are half-open character ranges of each text that differ in content.
+
+    What else an objective reads is in `sides`, further answers by name (such as the K answers of a list), and `values`,
+    numbers by name; an objective's needs "side:name" and "value:name" are looked up there.
     """
 
     context: Chat
@@ -321,3 +339,5 @@ class Pair:
     rejected_spans: tuple[tuple[int, int], ...] = ()
     judgements: tuple[Judgement, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Numbers] = field(default_factory=dict)
+    sides: Mapping[str, Answers] = field(default_factory=dict)

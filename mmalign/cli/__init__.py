@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,9 @@ RECIPE_VERBS = {
     "train": "only train on the pairs that are there",
     "evaluate": "only measure before, after and controls",
 }
+
+#: How long a launcher may take to end all processes when one of them failed.
+SECONDS_TO_END = 5.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--out", type=Path, default=None, help="the page (default RUN/report.html)")
     inspect.add_argument("--max-pairs", type=int, default=200, help="pairs on the page (default 200)")
     _dry_run(inspect)
+
+    merge = verbs.add_parser("merge", help="make a run's adapter part of the weights", allow_abbrev=False)
+    merge.add_argument("run", type=Path, metavar="RUN", help="a run directory with a trained adapter, which stays")
+    merge.add_argument("--out", type=Path, default=None, help="the folder of the whole model (default RUN/merged)")
+    _dry_run(merge)
 
     prepare = verbs.add_parser("prepare", help="turn a folder or a file into samples", allow_abbrev=False)
     prepare.add_argument(
@@ -99,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mmalign: {error}", file=sys.stderr)
         return 130
     except MMAlignError as error:
+        _let_first_speak()
         print(f"mmalign: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -108,6 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mmalign: interrupted; what is done is kept, run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _let_first_speak() -> None:
+    """Give the launcher the time to end this process, should the first one have failed by the same mistake."""
+    if int(os.environ.get("RANK", "0")):
+        time.sleep(SECONDS_TO_END)
 
 
 def _unknown_flag(flag: str, top: argparse.ArgumentParser, verb: str) -> str:
@@ -136,6 +153,11 @@ def _first_words(argv: Sequence[str] | None) -> list[str]:
 
 
 def _dispatch(args: argparse.Namespace, flags: Sequence[str], argv: Sequence[str] | None) -> int:
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_launched and args.verb == "demo":
+        raise MMAlignError("demo: runs in one process; start it without `accelerate launch`")
+    if is_launched and int(os.environ["RANK"]) and (args.verb not in RECIPE_VERBS or args.dry_run or args.help):
+        return 0  # the first process does it
     if args.verb in RECIPE_VERBS:
         from mmalign.cli import recipes
 
@@ -157,6 +179,10 @@ def _dispatch(args: argparse.Namespace, flags: Sequence[str], argv: Sequence[str
         from mmalign.cli import inspect
 
         return inspect.main(args.run, args.out, max_pairs=args.max_pairs, dry_run=args.dry_run)
+    if args.verb == "merge":
+        from mmalign.cli import merge
+
+        return merge.main(args.run, args.out, dry_run=args.dry_run)
     if args.verb == "prepare":
         from mmalign.cli import prepare
 

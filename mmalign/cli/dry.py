@@ -7,14 +7,10 @@ with a fixed sentence, so the requests shown are those that the method would rea
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from mmalign.cli import dry_training
 from mmalign.engine.work import explain, method_name
 from mmalign.errors import DataError, MediaError, NoPair, RecipeError, SampleError
 from mmalign.lm.bound import SampleLM
@@ -23,15 +19,12 @@ from mmalign.lm.render import Renderer
 from mmalign.lm.scripted import ScriptedLM
 from mmalign.media.read import open_media
 from mmalign.methods import SurveyMethod, refuse_media
-from mmalign.pairs import PairRow, read_pairs
-from mmalign.pipeline import held_out, limits_of, root_of, source_of
+from mmalign.pipeline import held_out, limits_of, source_of
 from mmalign.recipe.schema import Recipe
 from mmalign.text.prompts import worded
 from mmalign.tiny import draw_scene, scenes
 from mmalign.tiny.clips import clips
 from mmalign.tiny.film import opened
-from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.modality import modality
 from mmalign.types import Chat, MediaRef, Picture, Sample
 
 NUM_SHOWN = 3
@@ -46,10 +39,10 @@ def report(verb: str, recipe: Recipe) -> None:
     renderer = load_renderer(recipe.model)
     video = "clips" if renderer.takes_videos else "clips frame by frame"
     print(f"\nmodel: {recipe.model.name}, {f'text, pictures and {video}' if renderer.is_multimodal else 'text only'}")
-    if verb in ("run", "generate"):
+    if verb in ("run", "generate") and recipe.data.pairs is None:
         _generation(recipe, renderer)
     if verb in ("run", "train"):
-        _training(recipe, renderer)
+        dry_training.report(recipe, renderer)
     if verb in ("run", "evaluate"):
         _evaluation(recipe)
 
@@ -155,41 +148,6 @@ def shorten(prompt: str) -> str:
     """A prompt on one line, cut to its beginning."""
     line = " ".join(prompt.split())
     return line if len(line) <= MAX_SHOWN else f"{line[: MAX_SHOWN - 3]}..."
-
-
-def _training(recipe: Recipe, renderer: Renderer) -> None:
-    path = recipe.output / "round-0" / "pairs.parquet"
-    train = recipe.train
-    what = "full training" if train.lora is None else f"LoRA of rank {train.lora.rank}"
-    if path.is_file():
-        rows = read_pairs(path)
-        steps = train.epochs * math.ceil(len(rows) / train.batch_size)
-        print(f"training: {what} on {len(rows)} pairs, {steps} steps of {train.batch_size}")
-        _lengths(recipe, rows, renderer)
-    else:
-        print(f"training: {what}, {train.batch_size} pairs per step; {path} does not exist yet")
-
-
-def _lengths(recipe: Recipe, rows: Sequence[PairRow], renderer: Renderer) -> None:
-    """Tokens of the first pairs of every kind, with their media opened and counted as in training.
-
-    Raises TrainError or MediaError, naming the pair, for one that could not be trained on.
-    """
-    collate = Collator(renderer, root_of(recipe), limits_of(recipe))
-    shown: Counter[str] = Counter()
-    for row in rows:
-        kind = modality(row, renderer)
-        shown[kind] += 1
-        if shown[kind] <= NUM_SHOWN:
-            batch = collate([row])
-            tokens, most = int(batch.lengths.max()), recipe.train.max_length
-            fate = f", over train.max_length ({most})" if most is not None and tokens > most else ""
-            print(f"pair {row.id} ({kind}): {tokens} tokens, {_num_media(batch, renderer)} of them media{fate}")
-
-
-def _num_media(batch: PairBatch, renderer: Renderer) -> int:
-    """Placeholder tokens of the side that has most."""
-    return int(torch.isin(batch.inputs["input_ids"], torch.tensor(renderer.media_ids)).sum(-1).max())
 
 
 def _evaluation(recipe: Recipe) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 
 def main(what: str | None) -> int:
-    """Print one table, or all of them."""
+    """Print one list, or all of them."""
     console = Console(soft_wrap=False)
-    for name, make in (("methods", _methods), ("objectives", _objectives), ("corruptions", _corruptions)):
+    makers: dict[str, Callable[[], RenderableType]] = {
+        "methods": _methods,
+        "objectives": _objectives,
+        "corruptions": _corruptions,
+    }
+    for name, make in makers.items():
         if what in (None, name):
             console.print(make())
     return 0
@@ -38,16 +44,23 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _objectives() -> Table:
-    from mmalign.objectives import LEGEND, OBJECTIVES, describe_objective
+def _objectives() -> RenderableType:
+    """Each family under its title; of each objective the formula, the parameters, what it needs, where it is from."""
+    from mmalign.objectives import FAMILIES, LEGEND, OBJECTIVES, describe_objective
 
-    table = _table("objectives", "name", "what it minimises, what it needs, where it is from", "parameters")
-    table.caption, table.caption_justify = LEGEND, "left"
-    for name, kind in sorted(OBJECTIVES.items()):
-        info = describe_objective(kind)
-        shown = "\n".join(f"{parameter}={_short(default)}" for parameter, default in info.parameters)
-        table.add_row(name, Text(f"{info.formula}\nneeds {', '.join(info.needs)}\n{info.source}"), shown)
-    return table
+    parts: list[RenderableType] = [Text("objectives", style="italic"), Text(LEGEND, style="dim"), ""]
+    for title, names in FAMILIES.items():
+        grid = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold", padding=(0, 1))
+        grid.add_column(no_wrap=True, style="bold")
+        grid.add_column(overflow="fold")
+        for name in names:
+            info = describe_objective(OBJECTIVES[name])
+            shown = ", ".join(f"{parameter}={_short(default)}" for parameter, default in info.parameters)
+            lines = [Text(info.formula), *([Text(shown, style="cyan")] if shown else [])]
+            lines += [Text(f"needs {', '.join(info.needs)}"), Text(info.source, style="dim")]
+            grid.add_row(name, Group(*lines))
+        parts += [grid, ""]
+    return Group(*parts)
 
 
 def _methods() -> Table:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 
-from mmalign.cli.table import result_table
-from mmalign.engine import Summary
-from mmalign.evaluate.table import read_evaluation
 from mmalign.recipe.load import load_recipe, recipe_parser
 from mmalign.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from mmalign.engine import Summary
 
 
 def main(verb: str, path: Path, flags: Sequence[str], *, dry_run: bool) -> int:
@@ -41,25 +43,38 @@ def run(recipe: Recipe, verb: str = "run") -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from mmalign import pipeline
+    from mmalign.cli.table import result_table
+    from mmalign.engine import RunDir
+    from mmalign.evaluate.table import read_evaluation
     from mmalign.report import write_report
+    from mmalign.train.launch import Launch
 
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     disable_progress_bar()  # of every load and save; the run has a progress line of its own
     console = Console(soft_wrap=True)
-    held = pipeline.open_run(recipe)
-    with held:
+    launch = Launch.begin(on_cpu=recipe.model.device == "cpu" or not torch.cuda.is_available())
+    with ExitStack() as stack:
+        opened = launch.by_first(lambda: stack.enter_context(pipeline.open_run(recipe)))
+        held = opened or RunDir(recipe.output, locked=False)
         if verb in ("run", "evaluate"):
-            pipeline.held_out(recipe)  # a mistake in the labels is told before hours of work, not after
-        if verb in ("run", "generate"):
-            console.print(in_words(pipeline.make_pairs(recipe, held)), highlight=False)
+            launch.by_first(lambda: pipeline.held_out(recipe))  # a mistake is told before hours of work, not after
+        if verb in ("run", "generate") or (verb == "train" and recipe.data.pairs is not None):
+            made = launch.by_first(lambda: in_words(pipeline.make_pairs(recipe, held)))
+            if made is not None:
+                console.print(made, highlight=False)
         if verb in ("run", "train"):
-            pipeline.train(recipe, held)
+            pipeline.train(recipe, held, launch)
+        is_measured = False
         if verb in ("run", "evaluate"):
-            if pipeline.evaluate(recipe, held, pipeline.trained(recipe, held)):
-                console.print(result_table([read_evaluation(recipe.output)]))
-            else:
-                print("nothing measured: set evaluate.scenes, evaluate.clips or evaluate.labels")
+            is_measured = pipeline.evaluate(recipe, held, pipeline.trained(recipe, held), launch)
+        launch.end()
+        if not launch.is_first:
+            return
+        if is_measured:
+            console.print(result_table([read_evaluation(recipe.output)]))
+        elif verb in ("run", "evaluate"):
+            print("nothing measured: set evaluate.scenes, evaluate.clips or evaluate.labels")
     print(f"page: {write_report(recipe.output)}")
 
 

@@ -35,20 +35,22 @@ class RunDir:
 
     Args:
         path: The folder. It must be new, empty, or a run directory.
+        locked: False where another process of the same launch holds the directory for this one.
 
     Raises:
         StoreError: The folder is in use by another process, is something else, or cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, locked: bool = True) -> None:
         self.path = path
         with explained(path):
             if path.exists() and not path.is_dir():
                 raise StoreError(f"{path}: a run directory is a folder, this is a file; name another output")
             path.mkdir(parents=True, exist_ok=True)
             _check_is_ours(path)
-            self._lock: int | None = _lock(path)
-        _HELD.add(self)
+            self._lock: int | None = _lock(path) if locked else None
+        if locked:
+            _HELD.add(self)
 
     def close(self) -> None:
         """Let other processes use the directory."""

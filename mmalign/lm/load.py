@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -21,11 +21,13 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmalign.errors import ModelError
+from mmalign.lm.quantize import quantization_config
 from mmalign.lm.render import Renderer
-from mmalign.lm.spec import ModelSpec
+from mmalign.lm.spec import Dtype, ModelSpec
 
 
 @dataclass
@@ -41,8 +43,10 @@ class Loaded:
         return Renderer(self.processor, self.model.config)
 
 
-def load_model(spec: ModelSpec) -> Loaded:
+def load_model(spec: ModelSpec, *, stay_on_cpu: bool = False) -> Loaded:
     """Load what `spec` names. Raises ModelError, in one line, when it cannot.
+
+    With `stay_on_cpu` the weights are not taken to the device that they are for, but for those that are quantized.
 
     An image-text-to-text config gives such a model with its processor, a causal-LM config one with its tokenizer.
     Nothing is fetched unless `spec.download`; weights must be safetensors; code inside checkpoints never runs.
@@ -53,6 +57,11 @@ def load_model(spec: ModelSpec) -> Loaded:
     weights: dict[str, Any] = {"use_safetensors": True, "dtype": _dtype(spec.dtype, device)}
     if spec.attn_implementation is not None:
         weights["attn_implementation"] = spec.attn_implementation
+    if spec.quantization is not None:
+        outline = load_outline(replace(spec, adapter=None))
+        weights["quantization_config"] = quantization_config(spec.quantization, outline)
+        weights["device_map"] = {"": device}
+        stay_on_cpu = True  # where they are quantized is where they stay
     with _explained(spec) as (source, common):
         config = AutoConfig.from_pretrained(source, **common)
         kind = AutoModelForImageTextToText if _sees(spec, config) else AutoModelForCausalLM
@@ -61,7 +70,40 @@ def load_model(spec: ModelSpec) -> Loaded:
     if spec.adapter is not None:
         model = _with_adapter(model, spec.adapter)
     name = spec.name if spec.adapter is None else f"{spec.name}+{spec.adapter}"
-    return Loaded(model.to(device).eval().requires_grad_(False), processor, name)
+    return Loaded((model if stay_on_cpu else model.to(device)).eval().requires_grad_(False), processor, name)
+
+
+def device_of(spec: ModelSpec) -> torch.device:
+    """Where the model of `spec` goes. Raises ModelError for a device that this machine has not."""
+    return _device(spec.device)
+
+
+def load_outline(spec: ModelSpec) -> Any:
+    """The model of `spec` on the meta device: its layers and the shapes and types of its weights, without their values.
+
+    Where it has an adapter, the adapter's layers are there too. Raises ModelError as `load_model` does.
+    """
+    with _explained(spec) as (source, common):
+        config = AutoConfig.from_pretrained(source, **common)
+        kind = AutoModelForImageTextToText if _sees(spec, config) else AutoModelForCausalLM
+        dtype = _dtype(spec.dtype, device_of(spec))
+        known = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
+        with torch.device("meta"), no_init_weights():
+            stored = config.dtype or torch.float32
+            model: Any = kind.from_config(config, dtype=stored if isinstance(dtype, str) else dtype, **known)
+            if spec.adapter is not None:
+                from peft import PeftConfig, PeftModel
+
+                model = PeftModel(model, PeftConfig.from_pretrained(spec.adapter))
+    return model.eval().requires_grad_(False)
+
+
+def stored_dtype(spec: ModelSpec) -> Dtype:
+    """The number type that the checkpoint of `spec` says its weights have; float32 where it says none."""
+    with _explained(spec) as (source, common):
+        named = AutoConfig.from_pretrained(source, **common).dtype
+    found: Dtype = "float32" if named is None else str(named).removeprefix("torch.")  # type: ignore[assignment]
+    return found
 
 
 def load_renderer(spec: ModelSpec) -> Renderer:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["nf4"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,5 +25,7 @@ class ModelSpec:
     """Branch, tag or commit of a hub model."""
     attn_implementation: str | None = None
     """"sdpa", "eager", "flash_attention_2", ...; None leaves the choice to transformers."""
+    quantization: Quantization | None = None
+    """nf4 loads the language model's layers in 4 bits, to train adapters on (QLoRA); None leaves them as they are."""
     download: bool = False
     """Whether a hub model that is not in the local cache may be fetched."""

@@ -96,13 +96,17 @@ class MethodInfo:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def method(name: str, *, media: MediaKind | tuple[MediaKind, ...] = "image", paper: str = "") -> Callable[[C], C]:
+def method(
+    name: str, *, media: MediaKind | tuple[MediaKind, ...] = "image", paper: str = "", gives: str | tuple[str, ...] = ()
+) -> Callable[[C], C]:
     """Make a class a method known by `name`: a frozen dataclass with keyword-only parameters, unless it is one already.
 
-    `media` is the kind, or the kinds, of media that it takes; "text" lets samples without any in. Raises TypeError for
-    a class without `pairs`, for a parameter that has no default, and for a kind that does not exist.
+    `media` is the kind, or the kinds, of media that it takes; "text" lets samples without any in. `gives` names what
+    its pairs can hold beyond two texts, as objectives name it in their needs: "value:gap", "side:answers". Raises
+    TypeError for a class without `pairs`, for a parameter that has no default, and for a kind that does not exist.
     """
     kinds = (media,) if isinstance(media, str) else tuple(media)
+    given = (gives,) if isinstance(gives, str) else tuple(gives)
 
     def register(cls: C) -> C:
         made: Any = cls
@@ -115,7 +119,7 @@ def method(name: str, *, media: MediaKind | tuple[MediaKind, ...] = "image", pap
             raise TypeError(f"method {name!r}: parameter {bare[0]} has no default")
         if not kinds or not set(kinds) <= set(get_args(MediaKind)):
             raise TypeError(f"method {name!r}: media {media!r}; it must be one or more of {get_args(MediaKind)}")
-        made.method_name, made.method_media, made.method_paper = name, kinds, paper
+        made.method_name, made.method_media, made.method_paper, made.method_gives = name, kinds, paper, given
         return cls
 
     return register

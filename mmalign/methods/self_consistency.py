@@ -28,7 +28,7 @@ from mmalign.types import Chat, Completion, Pair, Sample, Sampling
 Answer = tuple[Completion, Assessment, float]
 
 
-@method("self_consistency", media=("image", "video"), paper="Han, Hao et al. 2025, arXiv 2509.23236")
+@method("self_consistency", media=("image", "video"), paper="Han, Hao et al. 2025, arXiv 2509.23236", gives="value:gap")
 class SelfConsistency:
     """Long answers, ranked by how far the model's own yes/no answers agree with them.
 

@@ -30,7 +30,7 @@ ASK_WHAT_WHY_HOW: Final = (
 )
 
 
-@method("videosavi", media="video", paper="Kulkarni, Fazli 2025, arXiv 2412.00624")
+@method("videosavi", media="video", paper="Kulkarni, Fazli 2025, arXiv 2412.00624", gives="value:gap")
 class VideoSAVi:
     """An answer that the model corrected after its own critique against its first one.
 

@@ -6,6 +6,7 @@ terms: [{name: dpo, weight: 0.8}, {name: sft}]}`), or a class of the user's own 
 
 from mmalign.objectives.combined import Sum
 from mmalign.objectives.dpo import DPO, RobustDPO
+from mmalign.objectives.families import FAMILIES
 from mmalign.objectives.needs import refuse_unmet
 from mmalign.objectives.registry import LEGEND, OBJECTIVES, ObjectiveInfo, describe_objective, find_objective
 from mmalign.objectives.rrpo import RRPO
@@ -18,11 +19,13 @@ from mmalign.objectives.types import (
     Need,
     Objective,
     Remembering,
+    Scoring,
     TokenTerm,
 )
 
 __all__ = [
     "DPO",
+    "FAMILIES",
     "LEGEND",
     "OBJECTIVES",
     "RRPO",
@@ -36,6 +39,7 @@ __all__ = [
     "ObjectiveInfo",
     "Remembering",
     "RobustDPO",
+    "Scoring",
     "Sum",
     "TokenTerm",
     "describe_objective",

@@ -9,7 +9,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mmalign.objectives.types import Distributional, LossInputs, LossOutput, Need, Objective, Remembering, TokenTerm
+from mmalign.objectives.types import (
+    Distributional,
+    LossInputs,
+    LossOutput,
+    Need,
+    Objective,
+    Remembering,
+    Scoring,
+    TokenTerm,
+)
 
 Term = dict[str, Any]
 
@@ -35,6 +44,7 @@ class Sum:
             raise ValueError("terms is empty; it must name one objective or more")
         object.__setattr__(self, "terms", tuple(self.terms))
         object.__setattr__(self, "parts", tuple(_part(index, term) for index, term in enumerate(self.terms)))
+        self._refuse_two_heads()
 
     @classmethod
     def of(cls, *parts: tuple[float, Objective]) -> Sum:
@@ -55,13 +65,31 @@ class Sum:
 
     @property
     def token_terms(self) -> Mapping[str, TokenTerm]:
-        """The token terms of all parts; two that fill the same side are computed together."""
-        joined: dict[str, list[TokenTerm]] = {}
-        for _, part in self.parts:
+        """The token terms of all parts, each under its place in the sum; those of one side are computed together."""
+        joined: dict[str, dict[int, TokenTerm]] = {}
+        for index, (_, part) in enumerate(self.parts):
             if isinstance(part, Distributional):
                 for side, term in part.token_terms.items():
-                    joined.setdefault(side, []).append(term)
-        return {side: terms[0] if len(terms) == 1 else _joint(terms) for side, terms in joined.items()}
+                    joined.setdefault(side, {})[index] = term
+        return {side: _joint(terms) for side, terms in joined.items()}
+
+    @property
+    def head(self) -> Mapping[str, float]:
+        """The parameters of the one head that parts may share."""
+        found: dict[str, float] = {}
+        for _, part in self.parts:
+            if isinstance(part, Scoring):
+                found |= part.head
+        return found
+
+    def _refuse_two_heads(self) -> None:
+        """Raise ValueError, one line, where parts would have the head that they share in two forms."""
+        found: dict[str, float] = {}
+        for index, (_, part) in enumerate(self.parts):
+            for key, value in part.head.items() if isinstance(part, Scoring) else ():
+                if found.setdefault(key, value) != value:
+                    told = f"{key} is {value!r}, in a term before it {found[key]!r}"
+                    raise ValueError(f"terms.{index}: {told}; the head is one for all terms")
 
     def start_memory(self) -> dict[str, Tensor]:
         """The memories of all parts, each under its place in the sum."""
@@ -82,10 +110,7 @@ class Sum:
         return found
 
     def __call__(self, inputs: LossInputs, /) -> LossOutput:
-        outputs = [
-            part(dataclasses.replace(inputs, memory=_own(inputs.memory, index)))
-            for index, (_, part) in enumerate(self.parts)
-        ]
+        outputs = [part(_of_part(inputs, index)) for index, (_, part) in enumerate(self.parts)]
         weights = [weight for weight, _ in self.parts]
         losses = [weight * output.loss for weight, output in zip(weights, outputs, strict=True)]
         pooled: dict[str, Tensor] = {}
@@ -169,11 +194,18 @@ def _own(values: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return {key.removeprefix(place): value for key, value in values.items() if key.startswith(place)}
 
 
-def _joint(terms: Sequence[TokenTerm]) -> TokenTerm:
-    def both(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for term in terms:
-            found |= term.function(logits, labels)
-        return found
+def _of_part(inputs: LossInputs, index: int) -> LossInputs:
+    """What a part sees: of memory and token terms its own."""
+    sides = {name: dataclasses.replace(side, terms=_own(side.terms, index)) for name, side in inputs.sides.items()}
+    return dataclasses.replace(inputs, sides=sides, memory=_own(inputs.memory, index))
 
-    return TokenTerm(both, tuple(dict.fromkeys(source for term in terms for source in term.sources)))
+
+def _joint(terms: Mapping[int, TokenTerm]) -> TokenTerm:
+    def all_of_them(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        return {
+            f"{index}.{name}": value
+            for index, term in terms.items()
+            for name, value in term.function(logits, labels).items()
+        }
+
+    return TokenTerm(all_of_them, tuple(dict.fromkeys(source for term in terms.values() for source in term.sources)))

@@ -10,7 +10,7 @@ import torch
 
 from mmalign.objectives.checks import not_negative, positive
 from mmalign.objectives.distributions import align_distil, forward_kl, history_effect, teacher_advantage
-from mmalign.objectives.ratios import log_prob
+from mmalign.objectives.ratios import log_prob, preference_metrics
 from mmalign.objectives.terms import reduce_tokens
 from mmalign.objectives.types import LossInputs, LossOutput, Need, TokenTerm
 
@@ -90,11 +90,13 @@ class DCKD:
         kls = [reduce_tokens(side.term("kl"), side.mask) for side in sides]
         logps = log_prob(inputs.chosen)
         pooled = {"chosen": self.chosen_weight * kls[0] - logps, "rejected": self.rejected_weight * kls[1]}
-        metrics = {
+        means = [log_prob(side, mean=True) for side in sides]
+        metrics = preference_metrics(inputs, means[0], means[1], 1.0)
+        metrics |= {
             f"{name}_kl": reduce_tokens(side.term("kl").detach(), side.mask, mean=True)
             for name, side in zip(("chosen", "rejected"), sides, strict=True)
         }
-        metrics["nll"] = -log_prob(inputs.chosen, mean=True).detach()
+        metrics["nll"] = -means[0].detach()
         return LossOutput(loss=torch.zeros_like(logps), pooled=pooled, metrics=metrics)
 
 
@@ -136,6 +138,7 @@ class ADPA:
         sample, logps = inputs.side("sample"), log_prob(inputs.chosen)
         pooled = {"chosen": -logps, "sample": -self.gamma * reduce_tokens(sample.term("advantage"), sample.mask)}
         metrics = {
+            "chosen_logps": logps.detach(),
             "nll": -log_prob(inputs.chosen, mean=True).detach(),
             "advantage": reduce_tokens(sample.term("advantage").detach(), sample.mask, mean=True),
         }
@@ -192,6 +195,7 @@ class NextQuill:
         tokens = (side.mask & has_history.unsqueeze(-1)).sum().clamp(min=1)
         loss = loss + self.alpha * effect / tokens * len(weight)
         metrics = {
+            "chosen_logps": log_prob(side).detach(),
             "nll": reduce_tokens(side.term("nll").detach(), side.mask, mean=True),
             "history_gain": reduce_tokens(side.term("gain").detach(), side.mask, mean=True),
             "helped": reduce_tokens(helped.to(loss.dtype), side.mask, mean=True),

@@ -102,7 +102,7 @@ def stream(
     def part(piece: slice) -> dict[str, Tensor]:
         return dict(term.function(logits(piece), labels[piece]))
 
-    pieces = [slice(start, min(start + chunk, len(labels))) for start in range(0, len(labels), chunk)]
+    pieces = [slice(start, min(start + chunk, len(labels))) for start in range(0, max(1, len(labels)), chunk)]
     found = [checkpoint(part, piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
     return {
         name: torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

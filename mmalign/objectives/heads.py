@@ -11,6 +11,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+#: Rows, spread evenly, from which `fitted` takes rank correlations.
+MOST_RANKED = 2000
+
 
 class ScalarHead(nn.Module):
     """One score of a state: the head of a Bradley-Terry reward model, without a bias, which pairs could not tell."""
@@ -64,27 +67,36 @@ class IdealPoint(nn.Module):
     """PAL: the nearer a text lies to the user's point, the better (arXiv 2406.08469).
 
     A user's point is a mixture of `prototypes` (K of them); with one it is one reward for all. The score is the
-    negative distance, or its square.
+    negative distance, or its square. Prototypes beyond `bound` from the origin are fined.
     """
 
-    def __init__(self, size: int, prototypes: int, users: int, dimension: int = 512, *, squared: bool = False):
+    def __init__(
+        self,
+        size: int,
+        prototypes: int,
+        users: int,
+        dimension: int = 512,
+        *,
+        squared: bool = False,
+        bound: float = 4.0,
+    ):
         super().__init__()
         self.embed = nn.Linear(size, dimension)
         self.prototypes = nn.Parameter(torch.randn(prototypes, dimension) / dimension**0.5)
         self.users = nn.Parameter(torch.zeros(users, prototypes))
-        self.squared = squared
+        self.squared, self.bound = squared, bound
 
     def forward(self, state: Tensor, user: Tensor) -> Tensor:
         """Scores (...) of states for users, given by their index (...)."""
         point = self.users[user].softmax(-1) @ self.prototypes
         return -distance(self.embed(state), point, squared=self.squared)
 
-    def penalty(self, bound: float = 4.0) -> Tensor:
-        """What to add to the loss of a step so that the prototypes stay within `bound` of the origin."""
-        return torch.relu(distance(self.prototypes, torch.zeros_like(self.prototypes)) - bound).sum()
+    def penalty(self) -> Tensor:
+        """What to add to the loss of a step so that the prototypes stay within the bound."""
+        return torch.relu(distance(self.prototypes, torch.zeros_like(self.prototypes)) - self.bound).sum()
 
 
-#: Heads by the name that a need "head:name" gives.
+#: Heads by the name that a need "head:name" gives. What `Scoring.head` of an objective holds are their arguments.
 HEADS: Final[dict[str, type[nn.Module]]] = {
     "scalar": ScalarHead,
     "attributes": AttributeHead,
@@ -119,6 +131,29 @@ def ridge(states: Tensor, labels: Tensor, penalty: float) -> Tensor:
         x = states[known]
         rows.append(torch.linalg.solve(x.T @ x + penalty * eye, x.T @ label[known]))
     return torch.stack(rows)
+
+
+@torch.no_grad()
+def fitted(states: Tensor, labels: Tensor, verbose: int) -> tuple[Tensor, Tensor]:
+    """ArmoRM's first stage: weights (A, H) and verbosity penalties (A,) for a `GatedScore`.
+
+    States (N, H), labels (N, A) with NaN where there is none. The penalty of the regressions is the one of 1e-4 to 1e4
+    with the least squared error on every fifth row, which the others predict; then all rows are fitted.
+    """
+    dtype = states.dtype
+    # Squares of numbers that nearly depend on each other need the room.
+    states, labels = states.double(), labels.double()
+    held = torch.arange(len(states), device=states.device) % 5 == 4
+
+    def error(penalty: float) -> float:
+        found = states[held] @ ridge(states[~held], labels[~held], penalty).T
+        return float((found - labels[held]).square().nanmean().nan_to_num())
+
+    weights = ridge(states, labels, min((10.0**power for power in range(-4, 5)), key=error))
+    # Rank correlation compares all rows with each other.
+    few = states[:: -(-len(states) // MOST_RANKED)]
+    penalty = verbosity_penalty(few @ weights.T, verbose, torch.linspace(0, 1, 101))
+    return weights.to(dtype), penalty.to(dtype)
 
 
 @torch.no_grad()

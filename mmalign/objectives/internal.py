@@ -121,6 +121,7 @@ class Regret:
     source: ClassVar[str] = (
         "Models of human preference for learning reward functions, Knox et al. 2022, arXiv 2206.02231"
     )
+    scores_only: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Need]:

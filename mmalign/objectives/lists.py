@@ -5,6 +5,7 @@ An answer without tokens is none, so lists may differ in length.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -243,6 +244,7 @@ class SAMI:
     name: ClassVar[str] = "sami"
     formula: ClassVar[str] = "(CE over rows + CE over columns of M) / 2, M_ij = L(y_j | c_i, x) / n_j"
     source: ClassVar[str] = "Fraenken et al. 2024, arXiv 2404.14313"
+    axes: ClassVar[Mapping[Need, str]] = {"side:answers": "NN"}
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -288,7 +290,8 @@ class SteerLM:
         now = (logps - proposal).masked_fill(absent, least).log_softmax(-1)
         difference = (wanted - now).masked_fill(absent, 0.0)
         loss = (wanted.exp() * difference).sum(-1)
-        return LossOutput(loss=loss, metrics={"largest_weight": wanted.exp().amax(-1)})
+        metrics = list_metrics(answers, wanted, now, 1.0) | {"largest_weight": wanted.exp().amax(-1)}
+        return LossOutput(loss=loss, metrics=metrics)
 
 
 def ranked(answers: Completions, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -304,10 +307,13 @@ def better(scores: Tensor, present: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def list_metrics(answers: Completions, scores: Tensor, rewards: Tensor, beta: float) -> dict[str, Tensor]:
+def list_metrics(
+    answers: Completions, scores: Tensor, rewards: Tensor, beta: float, *, change: Tensor | None = None
+) -> dict[str, Tensor]:
     """What a list-wise run is watched by: `rewards` (B, K) times beta are ranked against `scores` (B, K).
 
-    Best and worst are those of the scores; both changes of log-probability are there to show likelihood displacement.
+    Best and worst are those of the scores; both changes of log-probability are there to show likelihood displacement:
+    `change` (B, K) where it is given, else since the reference where there is one.
     """
     order, present, _ = ranked(answers, scores)
     last = (present.sum(-1, keepdim=True) - 1).clamp(min=0)
@@ -324,8 +330,10 @@ def list_metrics(answers: Completions, scores: Tensor, rewards: Tensor, beta: fl
         "accuracy": right.sum((-2, -1)) / pairs.sum((-2, -1)).clamp(min=1).to(rewards.dtype),
     }
     changes = [("logps", log_prob(answers))]
-    if answers.reference_token_logps is not None:
-        changes.append(("logps_change", log_ratio(answers)))
+    if change is None and answers.reference_token_logps is not None:
+        change = log_ratio(answers)
+    if change is not None:
+        changes.append(("logps_change", change))
     for name, values in changes:
         shown[f"best_{name}"], shown[f"worst_{name}"] = ends(values)
     return {name: value.detach() for name, value in shown.items()}

@@ -117,11 +117,13 @@ class Selfie:
         return {"chosen": term, "rejected": term} if self.extrapolation else {}
 
     def start_memory(self) -> dict[str, Tensor]:
-        return {"margins": torch.zeros(0)}
+        return {"margins": torch.zeros(0), "ages": torch.zeros(0, dtype=torch.long)}
 
     def remember(self, memory: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        new = seen["margin"].to(memory["margins"])
-        return {"margins": torch.cat((memory["margins"], new))[-self.window * len(new) :]}
+        new, ages = seen["margin"].to(memory["margins"]), memory["ages"]
+        margins = torch.cat((memory["margins"], new))
+        ages = torch.cat((ages + 1, ages.new_zeros(len(new))))  # in steps, which may differ in size
+        return {"margins": margins[ages < self.window], "ages": ages[ages < self.window]}
 
     def __call__(self, inputs: LossInputs, /) -> LossOutput:
         chosen, rejected = log_ratio(inputs.chosen), log_ratio(inputs.rejected)

@@ -294,7 +294,8 @@ class LengthDPO(PairLoss):
 class AOT(PairLoss):
     """Optimal transport: the sorted margins of a batch against the sorted margins of the reference.
 
-    The k-th loss is that of the k-th smallest margin, not of the k-th pair.
+    A pair's loss is that of its own margin beside the reference's margin of the same rank, whosever that is; so is its
+    weight.
 
     Args:
         beta: How strongly the policy is held to the reference.
@@ -313,22 +314,24 @@ class AOT(PairLoss):
         rate(label_smoothing=self.label_smoothing)
 
     def link(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """The loss (B,) of sorted numbers that should lie apart."""
+        """The loss (B,) of numbers of the same rank that should lie apart."""
         return soft_pair(chosen - rejected, 1 - self.label_smoothing, self.beta)
 
-    def sorted(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        """What should be larger, and what smaller, each in ascending order (B,)."""
+    def compared(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        """What should be larger, pair by pair, and what smaller (B,)."""
         sides = inputs.chosen, inputs.rejected
         policy, reference = (
             [reduce_tokens(values, side.mask) for side, values in zip(sides, rows, strict=True)]
             for rows in ([side.token_logps for side in sides], [side.reference for side in sides])
         )
-        return (policy[0] - policy[1]).sort().values, (reference[0] - reference[1]).sort().values
+        return policy[0] - policy[1], reference[0] - reference[1]
 
     def __call__(self, inputs: LossInputs, /) -> LossOutput:
         chosen, rejected = self.score(inputs.chosen), self.score(inputs.rejected)
         metrics = preference_metrics(inputs, chosen, rejected, self.beta)
-        return LossOutput(loss=self.link(*self.sorted(inputs)), metrics=metrics)
+        larger, smaller = self.compared(inputs)
+        ranks = larger.detach().argsort(stable=True).argsort()
+        return LossOutput(loss=self.link(larger, smaller.sort().values[ranks]), metrics=metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,8 +341,8 @@ class UnpairedAOT(AOT):
     name: ClassVar[str] = "aot_unpaired"
     formula: ClassVar[str] = "softCE(beta (sort(lr_w) - sort(lr_l)), 1 - label_smoothing)"
 
-    def sorted(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-        return self.score(inputs.chosen).sort().values, self.score(inputs.rejected).sort().values
+    def compared(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        return self.score(inputs.chosen), self.score(inputs.rejected)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmalign.objectives.checks import not_negative, one_of, positive, require
+from mmalign.objectives.lists import list_metrics
 from mmalign.objectives.ratios import log_prob, log_ratio
 from mmalign.objectives.shaping import (
     group_advantage,
@@ -40,6 +41,7 @@ class GRPO:
     name: ClassVar[str] = "grpo"
     formula: ClassVar[str] = "mean_k mean_t max(-A rho, -A clip(rho)), A = (r - mean r) / std r"
     source: ClassVar[str] = "Shao et al. 2024, arXiv 2402.03300"
+    even_lists: ClassVar[bool] = True
     more_needs: ClassVar[frozenset[Need]] = frozenset(("value:rewards",))
 
     clip: float = 0.2
@@ -64,7 +66,9 @@ class GRPO:
         answers = inputs.side("answers")
         advantage = self.advantages(inputs).to(answers.token_logps)
         loss, metrics = surrogate(answers, advantage, self.clip)
-        metrics |= {"reward": self.rewards(inputs).to(loss).mean(-1), "advantage": advantage.abs().mean(-1)}
+        rewards, moved = self.rewards(inputs).to(loss), moved_since_sampling(answers)
+        metrics |= {"reward": rewards.mean(-1), "advantage": advantage.abs().mean(-1)}
+        metrics |= list_metrics(answers, rewards, moved, 1.0, change=moved)
         return LossOutput(loss=loss, metrics=metrics)
 
 
@@ -160,6 +164,7 @@ class SCoRe:
     name: ClassVar[str] = "score"
     formula: ClassVar[str] = "policy gradient, turn 1: r1, turn 2: r2 + alpha (r2 - r1); stage 1: r2 - first_kl KL_1"
     source: ClassVar[str] = "Kumar et al. 2024, arXiv 2409.12917"
+    even_lists: ClassVar[bool] = True
 
     stage: Literal[1, 2] = 2
     alpha: float = 10.0
@@ -226,15 +231,30 @@ class P3O:
         advantage = inputs.value("chosen_reward") - inputs.value("rejected_reward")
         if self.beta:
             advantage = advantage - self.beta * (log_ratio(sides[0]) - log_ratio(sides[1])).detach()
-        moved = [log_prob(side) - reduce_tokens(side.tokens("old_logps"), side.mask) for side in sides]
+        moved = [moved_since_sampling(side) for side in sides]
         if self.form == "joint":
             loss = 0.5 * clipped_pg(moved[0] - moved[1], advantage, self.clip)
             clipped = is_clipped(moved[0] - moved[1], advantage, self.clip)
         else:
             loss = 0.5 * (clipped_pg(moved[0], advantage, self.clip) + clipped_pg(moved[1], -advantage, self.clip))
             clipped = is_clipped(moved[0], advantage, self.clip) / 2 + is_clipped(moved[1], -advantage, self.clip) / 2
-        metrics = {"advantage": advantage.abs().to(loss), "clip_share": clipped.to(loss)}
+        is_first = inputs.value("chosen_reward") >= inputs.value("rejected_reward")
+        first, second = (change.detach() for change in moved)
+        best, worst = torch.where(is_first, first, second), torch.where(is_first, second, first)
+        metrics = {
+            "margin": best - worst,
+            "accuracy": (best > worst).to(loss),
+            "best_logps_change": best,
+            "worst_logps_change": worst,
+            "advantage": advantage.abs().to(loss),
+            "clip_share": clipped.to(loss),
+        }
         return LossOutput(loss=loss, metrics=metrics)
+
+
+def moved_since_sampling(answers: Completions) -> Tensor:
+    """By how much the log-prob of answers (..., T) has changed since they were sampled."""
+    return log_prob(answers) - reduce_tokens(answers.tokens("old_logps"), answers.mask)
 
 
 def surrogate(answers: Completions, advantage: Tensor, clip: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -25,6 +25,7 @@ class BradleyTerry:
     name: ClassVar[str] = "bradley_terry"
     formula: ClassVar[str] = "-s(r_w - r_l)"
     source: ClassVar[str] = "Bradley and Terry 1952"
+    scores_only: ClassVar[bool] = True
     more_needs: ClassVar[frozenset[Need]] = SCORED
 
     @property
@@ -71,6 +72,7 @@ class StrengthRM:
     name: ClassVar[str] = "strength_rm"
     formula: ClassVar[str] = "softCE(d, 1 - eps) | softCE(d, strength >= 0) | -s(d - strength); + c InfoNCE(h_w - h_l)"
     source: ClassVar[str] = "Secrets of RLHF II, Wang et al. 2024, arXiv 2401.06080"
+    scores_only: ClassVar[bool] = True
 
     mode: Literal["smoothing", "flip", "margin"] = "margin"
     label_smoothing: float = 0.1
@@ -101,8 +103,8 @@ class StrengthRM:
             loss = p * soft_pair(margin - strength) + (1 - p) * soft_pair(-margin - strength)
         metrics = score_metrics(inputs)
         if self.contrast:
-            first = inputs.chosen.states - inputs.rejected.states
-            second = inputs.side("chosen_view").states - inputs.side("rejected_view").states
+            first = _exact(inputs.chosen.states) - _exact(inputs.rejected.states)
+            second = _exact(inputs.side("chosen_view").states) - _exact(inputs.side("rejected_view").states)
             told = contrast(first, second, self.temperature)
             loss = loss + self.contrast * told
             metrics["contrast"] = told.detach()
@@ -113,7 +115,9 @@ class StrengthRM:
 class CRM(BradleyTerry):
     """Bradley-Terry on the pairs that a second reward model, trained beside this one, finds easiest: a peer's review.
 
-    The pairs' value "peer_margin" is r_w - r_l under the peer as it is now.
+    The pairs' value "peer_margin" is r_w - r_l under the peer. In the paper two models are trained at once and review
+    each other at every step; here the peer is a run of its own, with another seed, whose scores
+    (`mmalign.train.scoring.score_rows`) go into the pairs, and two runs can take turns.
 
     Args:
         noise: Assumed share of wrong labels: so many pairs are left out in the end.
@@ -187,10 +191,10 @@ class MORE(BradleyTerry):
         margin = inputs.chosen.scores - inputs.rejected.scores
         source = inputs.value("source").long()
         slope = (margin.sigmoid() - inputs.p).detach()
-        rows = slope.unsqueeze(-1) * (inputs.chosen.states - inputs.rejected.states).detach()
+        rows = slope.unsqueeze(-1) * (_exact(inputs.chosen.states) - _exact(inputs.rejected.states)).detach()
         seen = {"gradient": rows, "source": source}
         known = self.remember({"gradients": inputs.recalled("gradients")}, seen)
-        weights = min_norm_weights(known["gradients"]).to(margin)
+        weights = _known_weights(known["gradients"]).to(margin)
         loss = self.sources * weights[source] * soft_pair(margin, inputs.p)
         return LossOutput(loss=loss, metrics=score_metrics(inputs) | {"source_weight": weights[source]}, seen=seen)
 
@@ -201,6 +205,10 @@ class PAL(BradleyTerry):
 
     Args:
         link: hinge asks for a difference of distances of 1 (the released form), logistic for its sign.
+        prototypes: How many points a user's own is a mixture of.
+        dimension: Numbers of a point.
+        squared: Square the distances, as the paper does and the released code does not.
+        bound: Prototypes beyond this distance from the origin are fined.
     """
 
     name: ClassVar[str] = "pal"
@@ -209,9 +217,21 @@ class PAL(BradleyTerry):
     more_needs: ClassVar[frozenset[Need]] = frozenset(("chosen", "rejected", "head:ideal_point", "value:user"))
 
     link: Literal["logistic", "hinge"] = "hinge"
+    prototypes: int = 2
+    dimension: int = 512
+    squared: bool = False
+    bound: float = 4.0
 
     def __post_init__(self) -> None:
         one_of(("logistic", "hinge"), link=self.link)
+        require(self.prototypes >= 1, "prototypes", self.prototypes, "1 or more")
+        require(self.dimension >= 1, "dimension", self.dimension, "1 or more")
+        positive(bound=self.bound)
+
+    @property
+    def head(self) -> Mapping[str, float]:
+        names = ("prototypes", "dimension", "squared", "bound")
+        return {name: getattr(self, name) for name in names}
 
     def __call__(self, inputs: LossInputs, /) -> LossOutput:
         if self.link == "logistic":
@@ -225,13 +245,32 @@ class PAL(BradleyTerry):
 class ArmoRM(BradleyTerry):
     """Bradley-Terry on a gated mixture of attributes, of which only the gate learns.
 
-    `mmalign.objectives.heads` has the first stage: `ridge` and `verbosity_penalty`.
+    The first stage, before the first step, fits the attributes by ridge regression on the chosen texts' states: the
+    pairs' value "attributes" has NaN where none was given. A pair of weight 0 is there for that stage only.
+
+    Args:
+        verbose: Index of the attribute that is verbosity; -1 is the last.
+        width: Width of the gate's hidden layers.
+        temperature: The gate's logits are divided by it.
     """
 
     name: ClassVar[str] = "armorm"
     formula: ClassVar[str] = "-s(R_w - R_l), R = sum_k g_k(x) (r_k - lambda_k r_verbosity)"
     source: ClassVar[str] = "Wang et al. 2024, arXiv 2406.12845"
-    more_needs: ClassVar[frozenset[Need]] = frozenset(("chosen", "rejected", "head:gated"))
+    more_needs: ClassVar[frozenset[Need]] = frozenset(("chosen", "rejected", "head:gated", "value:attributes"))
+
+    verbose: int = -1
+    width: int = 1024
+    temperature: float = 10.0
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1, "width", self.width, "1 or more")
+        positive(temperature=self.temperature)
+
+    @property
+    def head(self) -> Mapping[str, float]:
+        names = ("verbose", "width", "temperature")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +283,7 @@ class HelpSteer:
     name: ClassVar[str] = "helpsteer"
     formula: ClassVar[str] = "mean over attributes of (r_a - label_a)^2"
     source: ClassVar[str] = "HelpSteer2, Wang et al. 2024, arXiv 2406.08673"
+    scores_only: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -257,6 +297,18 @@ class HelpSteer:
         if scores.shape[-1] == 5:
             metrics["overall"] = helpsteer_score(scores.detach())
         return LossOutput(loss=loss, metrics=metrics)
+
+
+def _exact(states: Tensor) -> Tensor:
+    """States in float32, or in what they have that is better: their differences are small."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
+def _known_weights(gradients: Tensor) -> Tensor:
+    """Min-norm weights (K,) of the sources that have a gradient; one that has none yet would take all the weight."""
+    known = gradients.norm(dim=-1) > 0
+    weights = gradients.new_zeros(len(gradients))
+    return weights.masked_scatter(known, min_norm_weights(gradients[known])) if known.any() else weights
 
 
 def helpsteer_score(attributes: Tensor) -> Tensor:

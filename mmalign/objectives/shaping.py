@@ -76,12 +76,15 @@ def score_rewards(first: Tensor, second: Tensor, alpha: float) -> Tensor:
 
 @torch.no_grad()
 def group_advantage(rewards: Tensor, *, normalise: bool = True) -> Tensor:
-    """Rewards (B, K) less their mean, by their sample standard deviation; 0 where all are equal, or one is alone."""
-    centred = rewards - rewards.mean(-1, keepdim=True)
+    """Rewards (B, K) less their mean, by their sample standard deviation; 0 where all are equal, or one is alone.
+
+    A deviation below 1e-4 counts as that much: what is left of rounding must not be blown up.
+    """
+    centred = _centred(rewards)
     if not normalise:
         return centred
     variance = (centred**2).sum(-1, keepdim=True) / max(1, rewards.shape[-1] - 1)
-    return centred / variance.sqrt().clamp(min=1e-8)
+    return centred / variance.sqrt().clamp(min=1e-4)
 
 
 @torch.no_grad()
@@ -90,7 +93,7 @@ def left_out_advantage(rewards: Tensor) -> Tensor:
     count = rewards.shape[-1]
     if count < 2:
         raise ValueError("there is 1 answer; leaving one out takes 2 or more")
-    return (rewards - rewards.mean(-1, keepdim=True)) * count / (count - 1)
+    return _centred(rewards) * count / (count - 1)
 
 
 @torch.no_grad()
@@ -167,6 +170,12 @@ def directed_reward(rewards: Tensor, direction: Tensor) -> Tensor:
 def curation_weights(rewards: Tensor) -> Tensor:
     """Probabilities (..., K) with which one of K answers is picked for retraining."""
     return rewards.softmax(-1)
+
+
+def _centred(values: Tensor) -> Tensor:
+    """Values (..., K) less their mean, which is exactly 0 where all are equal."""
+    shifted = values - values[..., :1]
+    return shifted - shifted.mean(-1, keepdim=True)
 
 
 def _differences(values: Tensor) -> Tensor:

@@ -124,5 +124,9 @@ class PoFT:
         teachers = inputs.value("teacher_means").to(own)
         theirs = torch.where(teachers.isnan().all(-1), 0.0, teachers.nanmean(-1))
         loss = soft_pair(own - theirs, 1.0, self.beta, self.gamma)
-        metrics = {"nll": -own.detach(), "margin": self.beta * (own.detach() - theirs)}
+        metrics = {
+            "chosen_logps": log_prob(inputs.chosen).detach(),
+            "nll": -own.detach(),
+            "margin": self.beta * (own.detach() - theirs),
+        }
         return LossOutput(loss=loss, metrics={**metrics, "accuracy": (own > theirs).to(loss.dtype)})

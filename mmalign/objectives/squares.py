@@ -50,7 +50,8 @@ class IREPO:
 
     Args:
         beta: How strongly the policy is held to the reference.
-        annotators: How many voted on a pair; p is held 1 / (2 annotators) from 0 and 1, where log-odds are infinite.
+        annotators: How many voted on a pair, 2 or more; p is held 1 / (2 annotators) from 0 and 1, where log-odds are
+            infinite (with one it would always be 1/2).
     """
 
     name: ClassVar[str] = "irepo"
@@ -62,7 +63,7 @@ class IREPO:
 
     def __post_init__(self) -> None:
         positive(beta=self.beta)
-        require(self.annotators >= 1, "annotators", self.annotators, "1 or more")
+        require(self.annotators >= 2, "annotators", self.annotators, "2 or more")
 
     @property
     def needs(self) -> frozenset[Need]:

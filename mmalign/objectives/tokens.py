@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.objectives.checks import not_negative, positive
 from mmalign.objectives.distributions import agreement
 from mmalign.objectives.noisy import PAIRS
-from mmalign.objectives.ratios import log_ratio, preference_metrics
+from mmalign.objectives.ratios import log_prob, log_ratio, preference_metrics
 from mmalign.objectives.terms import reduce_tokens, soft_pair
 from mmalign.objectives.types import Completions, LossInputs, LossOutput, Need, TokenTerm
 
@@ -97,6 +97,7 @@ class CUT:
             "judged": -0.5 * reduce_tokens(judged.token_logps, judged.mask),
         }
         metrics = {
+            "chosen_logps": log_prob(plain).detach(),
             "nll": -reduce_tokens(plain.token_logps, plain.mask, mean=True).detach(),
             "judged_nll": -reduce_tokens(judged.token_logps, judged.mask, mean=True).detach(),
             "mistakes": reduce_tokens(mistake.to(half.dtype), plain.mask, mean=True),

@@ -146,7 +146,10 @@ class LossOutput:
 
 @runtime_checkable
 class Objective(Protocol):
-    """A pure function from tensors to one loss per pair; its parameters are the fields of a frozen dataclass."""
+    """A pure function from tensors to one loss per pair; its parameters are the fields of a frozen dataclass.
+
+    One that reads scores and states alone may say so by a class variable `scores_only`; no log-probs are computed then.
+    """
 
     name: ClassVar[str]
 
@@ -176,6 +179,17 @@ class Distributional(Protocol):
 
     @property
     def token_terms(self) -> Mapping[str, TokenTerm]: ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """An objective whose head has parameters: `head` maps names of the head's arguments to their values.
+
+    What follows from model and pairs (sizes and counts) is not among them.
+    """
+
+    @property
+    def head(self) -> Mapping[str, float]: ...
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """Read a recipe file, apply flags, and refuse what it does not know.
 
 jsonargparse checks types and fills in defaults; this module finds the classes that `method.name` and `objective.name`
-stand for, and turns every mistake into one line with file, key, value and remedy.
+stand for, and turns every mistake into one line with file, key, value and remedy. Objectives need torch, which takes
+seconds to load; what can be refused without them is refused before.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from jsonargparse import ArgumentParser, Namespace
 from mmalign.errors import RecipeError
 from mmalign.lm.spec import ModelSpec
 from mmalign.methods import find_method
-from mmalign.objectives import find_objective, refuse_unmet
-from mmalign.recipe.schema import DataConfig, EvaluateConfig, GenerateConfig, Recipe
-from mmalign.train.config import PROVIDED, TrainConfig
+from mmalign.recipe.schema import DataConfig, EvaluateConfig, GenerateConfig, Given, Recipe
+from mmalign.train.config import TrainConfig
 
 SECTIONS: Mapping[str, type] = {
     "model": ModelSpec,
@@ -30,7 +30,7 @@ SECTIONS: Mapping[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
 }
-SOURCES = ("images", "videos", "samples", "scenes", "clips")
+SOURCES = ("images", "videos", "samples", "scenes", "clips", "pairs")
 _GROUPS = ("method", "objective")
 
 
@@ -42,17 +42,28 @@ def load_recipe(path: Path, flags: Sequence[str] = ()) -> Recipe:
     """
     values = _read(path)
     given = list(_flags(flags))
-    method = find_method(_name(values, given, "method", path))
+    has_pairs = _has_pairs(values, given)
+    method = Given if has_pairs else find_method(_name(values, given, "method", path))
+    if has_pairs:
+        _refuse_method(values, given, path)
+    wanted = _name(values, given, "objective", path)
+    in_sections = [key for name, section in SECTIONS.items() for key in _fields(section, f"{name}.")]
+    keys = [(key, str(path)) for key in _keys(values, in_sections)] + [(key, "command line") for key, _ in given]
+    for key, where in keys:
+        if key.partition(".")[0] in SECTIONS:
+            _refuse_unknown(key, in_sections, where)
+
+    from mmalign.objectives import find_objective
+
     try:
-        objective = find_objective(_name(values, given, "objective", path))
+        objective = find_objective(wanted)
     except LookupError as error:
         raise RecipeError(f"objective.name: {error.args[0]}") from None
     parser = recipe_parser(method, objective)
     known = ["seed", "output"]
     for group, made in (("method", method), ("objective", objective)):
         known += [f"{group}.name", *_fields(made, f"{group}.")]
-    for name, section in SECTIONS.items():
-        known += _fields(section, f"{name}.")
+    known += in_sections
     for key in _keys(values, known):
         _refuse_unknown(key, known, str(path))
     for key, _ in given:
@@ -159,6 +170,21 @@ def _refuse_unknown(key: str, known: Sequence[str], where: str) -> None:
     raise RecipeError(f"{where}: {key}: unknown key, did you mean {near[0]}?")
 
 
+def _has_pairs(values: Mapping[str, Any], given: Sequence[tuple[str, str]]) -> bool:
+    """Whether the pairs are there already; a source given as a flag counts more than those in the file."""
+    flagged = [key for key, _ in given if key in {f"data.{name}" for name in SOURCES}]
+    return "data.pairs" in flagged if flagged else values.get("data", {}).get("pairs") is not None
+
+
+def _refuse_method(values: dict[str, Any], given: Sequence[tuple[str, str]], path: Path) -> None:
+    """A method beside pairs that are there would do nothing; that of a file gives way to pairs named by a flag."""
+    stand_in, flags = {"name": Given.name}, [key for key, _ in given]
+    in_file = "data.pairs" not in flags and values.get("method", stand_in) != stand_in
+    if in_file or any(key.startswith("method.") for key in flags):
+        raise RecipeError(f"{path}: data.pairs: the pairs are there already; take out the method, or data.pairs")
+    values["method"] = stand_in
+
+
 def _choose_source(values: dict[str, Any], given: Sequence[tuple[str, str]]) -> None:
     """A source given as a flag takes the place of the one in the file."""
     flagged = [name for name in SOURCES if any(key == f"data.{name}" for key, _ in given)]
@@ -186,7 +212,8 @@ def _one_line(error: ArgumentError) -> str:
 
 
 def _build(config: Namespace, method: type, objective: type) -> Recipe:
-    for place, key in (("data", "images"), ("data", "videos"), ("data", "samples"), ("evaluate", "labels")):
+    data = [("data", key) for key in ("images", "videos", "samples", "pairs", "media_root")]
+    for place, key in (*data, ("evaluate", "labels")):
         path = config[place][key]
         config[place][key] = None if path is None else path.resolve()  # a run may be gone on with from elsewhere
     values = config.as_dict()
@@ -204,14 +231,27 @@ def _build(config: Namespace, method: type, objective: type) -> Recipe:
         except ValueError as error:
             raise RecipeError(f"{name}.{_reason(error)}") from None
     recipe = Recipe(**built)
-    try:
-        refuse_unmet(recipe.objective, PROVIDED)
-    except ValueError as error:
-        raise RecipeError(f"objective: {error}") from None
+    if recipe.data.pairs is None:  # else the pairs themselves are looked at before training
+        _refuse_unmet(recipe)
     chosen = [name for name in SOURCES if getattr(recipe.data, name)]
     if len(chosen) > 1:
         raise RecipeError(f"data: give one of {', '.join(chosen)}, not all of them")
     return recipe
+
+
+def _refuse_unmet(recipe: Recipe) -> None:
+    """What the method's pairs can never give is refused before any is made."""
+    from mmalign.objectives import refuse_unmet
+    from mmalign.train.needs import promised, refuse_arrangement
+
+    try:
+        refuse_unmet(recipe.objective, promised(recipe.method, recipe.train))
+    except ValueError as error:
+        raise RecipeError(f"objective: {error}") from None
+    try:
+        refuse_arrangement(recipe.method, recipe.train)
+    except ValueError as error:
+        raise RecipeError(f"train.arrange: {error}") from None
 
 
 def _reason(error: ValueError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mmalign.lm.spec import ModelSpec
 from mmalign.text.prompts import DETAIL
@@ -20,7 +20,7 @@ def _at_least(least: int, **values: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where samples come from: exactly one of images, videos, samples, scenes and clips.
+    """Where samples come from, or pairs: exactly one of images, videos, samples, scenes, clips and pairs.
 
     Args:
         images: A folder of pictures; every picture below it is one sample.
@@ -28,6 +28,8 @@ class DataConfig:
         samples: A file made by `mmalign prepare`, or JSON lines with `image` or `video` and `prompt`.
         scenes: Draw this many scenes of the embedded world; for trying methods where the truth is known.
         clips: Draw this many clips of the embedded world.
+        pairs: A file of pairs to train on, Parquet or JSON lines; then none are made and the recipe names no method.
+        media_root: The folder that media paths of `samples` and `pairs` start from; that of the file by default.
         limit: Take the first samples only.
         max_pixels: A picture, or a frame, with more pixels goes to quarantine before it is decoded.
         max_side: Larger pictures are scaled down to this many pixels on the longer side.
@@ -44,6 +46,8 @@ class DataConfig:
     videos: Path | None = None
     scenes: int = 0
     clips: int = 0
+    pairs: Path | None = None
+    media_root: Path | None = None
     limit: int | None = None
     max_pixels: int = 100_000_000
     max_side: int = 2048
@@ -64,6 +68,13 @@ class DataConfig:
                 raise ValueError(f"{key} is {value}; it must be a number above 0")
         if self.limit is not None:
             _at_least(1, limit=self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """In place of a method where the pairs are there already (`data.pairs`)."""
+
+    name: ClassVar[str] = "given"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from mmalign.pairs import PairRow
 from mmalign.report.damage import all_in_words, damages
 from mmalign.report.pictures import Gallery, said_missing
 from mmalign.report.strips import Strip, strip, strip_of
+from mmalign.sides import to_json
 from mmalign.text.diff import changed_spans
 from mmalign.tiny.world import KINDS
 from mmalign.types import Clip, MediaRef, Picture, Row
@@ -131,6 +132,7 @@ def numbers(row: PairRow) -> dict[str, float]:
     found["words more in chosen"] = len(row.chosen.split()) - len(row.rejected.split())
     if row.round:
         found["round"] = row.round
+    found |= {name: value for name, value in row.values.items() if isinstance(value, int | float)}
     return {name: value + 0.0 for name, value in found.items() if math.isfinite(value)}  # + 0.0 turns -0.0 into 0.0
 
 
@@ -194,6 +196,10 @@ def _facts(row: PairRow) -> Iterable[tuple[str, str]]:
     yield "Seed", str(row.seed)
     if row.stage:
         yield "Stage", str(row.stage)
+    for name, value in sorted(row.values.items()):
+        yield f"Value {name}", _plain(to_json(value, float))
+    for name, side in sorted(row.sides.items()):
+        yield f"Side {name}", _plain(to_json(side, lambda answer: answer.text))
     for key, value in sorted(row.provenance.items()):
         yield key.replace("_", " "), _plain(value)
 

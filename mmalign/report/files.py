@@ -17,7 +17,7 @@ from mmalign.errors import RecipeError, StoreError
 from mmalign.media.image import PictureLimits
 from mmalign.media.read import MediaLimits
 from mmalign.media.video import ClipLimits
-from mmalign.pairs import SCHEMA, PairRow
+from mmalign.pairs import REQUIRED, SCHEMA, PairRow
 from mmalign.report.stats import Evaluation
 from mmalign.samples import data_folder
 
@@ -228,7 +228,7 @@ def read_pairs_of(run: Path) -> Part[Pairs]:
     try:
         tables = []
         for path in paths:
-            missing = set(SCHEMA.names) - set(pq.read_schema(path).names)
+            missing = set(REQUIRED) - set(pq.read_schema(path).names)
             if missing:
                 raise StoreError(f"it lacks the columns {', '.join(sorted(missing))}")
             tables.append(pq.read_table(path, columns=list(LIGHT), partitioning=None))

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 from mmalign.errors import StoreError
 from mmalign.report.cards import MEDIA, card, examples
+from mmalign.report.curves import CONTROL_CURVES
 from mmalign.report.files import (
     Facts,
     Pairs,
@@ -30,7 +31,7 @@ from mmalign.report.files import (
 )
 from mmalign.report.glossary import metric
 from mmalign.report.pictures import Gallery
-from mmalign.report.plots import CONTROL_CURVES, training_curves
+from mmalign.report.plots import training_curves
 from mmalign.report.stats import Evaluation, joined, pair_numbers, pick_evenly, table
 from mmalign.report.words import account
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Final
 
 from matplotlib import rc_context
@@ -14,47 +15,28 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-Steps = Sequence[Mapping[str, float]]
+from mmalign.report.curves import (
+    CURVES,
+    Curve,
+    Points,
+    Steps,
+    displacement,
+    in_order,
+    new_stages,
+    points,
+    terms_of_a_sum,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot as two SVG data URLs. `alt` says in words what the lines do."""
+    """A plot as two SVG data URLs. `alt` says in words what the lines do, `note` what is to be seen in them."""
 
     title: str
     alt: str
     light: str
     dark: str
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """What one panel shows: the metrics drawn in it, with their names, and a level that means 'nothing learned'."""
-
-    title: str
-    metrics: tuple[tuple[str, str], ...]
-    idle: float | None = None
-
-
-CURVES: Final = (
-    Curve("Loss", (("loss", "loss"),)),
-    Curve("Accuracy: chosen ranked above rejected", (("accuracy", "accuracy"),), idle=0.5),
-    Curve("Margin: chosen minus rejected reward", (("margin", "margin"),), idle=0.0),
-    Curve(
-        "Log-probability change since the start",
-        (("chosen_logps_change", "chosen"), ("rejected_logps_change", "rejected")),
-        idle=0.0,
-    ),
-    Curve("Log-probability of the answers", (("chosen_logps", "chosen"), ("rejected_logps", "rejected"))),
-    Curve("Learning rate", (("lr", "learning rate"),)),
-    Curve("Gradient norm", (("grad_norm", "gradient norm"),)),
-)
-
-#: Of control trainings: what tells whether their pairs could be learned at all.
-CONTROL_CURVES: Final = CURVES[:3]
-
-#: More steps than this are averaged into as many bins.
-MOST_POINTS: Final = 400
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,29 +45,30 @@ class Theme:
 
     ink: str
     grid: str
-    lines: tuple[str, str]
+    lines: tuple[str, ...]
 
 
-LIGHT: Final = Theme("#1d2433", "#d9dee8", ("#1d5fd1", "#b4480f"))
-DARK: Final = Theme("#dfe5f1", "#364158", ("#7fb0ff", "#f2a36b"))
+LIGHT: Final = Theme("#1d2433", "#d9dee8", ("#1d5fd1", "#b4480f", "#137a4c", "#8a3fb0", "#7a6410", "#5b6478"))
+DARK: Final = Theme("#dfe5f1", "#364158", ("#7fb0ff", "#f2a36b", "#6fd6a4", "#d79bf2", "#e0c965", "#aab4c8"))
+#: Line styles, so that lines are told apart without colours too.
+STYLES: Final = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 2)))
 
 
 def training_curves(steps: Steps, curves: Sequence[Curve] = CURVES) -> list[Plot]:
-    """One plot per quantity of `curves` that `metrics.jsonl` holds; what is absent or never finite is left out."""
+    """One plot per quantity of `curves` that `metrics.jsonl` holds; what is absent or never finite is left out.
+
+    The terms of a sum have a plot of their own behind the loss.
+    """
+    steps = in_order(steps)
+    shown = [*curves[:1], *([terms_of_a_sum(steps)] if curves is CURVES else []), *curves[1:]]
     plots = []
-    for curve in curves:
-        lines = [(label, points) for key, label in curve.metrics if (points := _points(steps, key))]
+    for curve in shown:
+        lines = [(label, found) for key, label in curve.metrics if (found := points(steps, key))]
         if lines:
-            light, dark = (_draw(lines, curve, theme) for theme in (LIGHT, DARK))
-            plots.append(Plot(curve.title, _alt(lines, steps), light, dark))
+            light, dark = (_draw(lines, curve, theme, new_stages(steps)) for theme in (LIGHT, DARK))
+            note = displacement(steps) if "logps_change" in curve.metrics[0][0] else ""
+            plots.append(Plot(curve.title, _alt(lines, steps), light, dark, note))
     return plots
-
-
-def _points(steps: Steps, key: str) -> list[tuple[float, float]]:
-    found = [(row["step"], row[key]) for row in steps if math.isfinite(row.get(key, math.nan))]
-    size = math.ceil(len(found) / MOST_POINTS) or 1
-    bins = [found[start : start + size] for start in range(0, len(found), size)]
-    return [(math.fsum(x for x, _ in part) / len(part), math.fsum(y for _, y in part) / len(part)) for part in bins]
 
 
 def smooth(values: Sequence[float], reach: int) -> list[float]:
@@ -94,17 +77,18 @@ def smooth(values: Sequence[float], reach: int) -> list[float]:
     return [math.fsum(part) / len(part) for part in parts]
 
 
-def _alt(lines: Sequence[tuple[str, list[tuple[float, float]]]], steps: Steps) -> str:
+def _alt(lines: Sequence[tuple[str, Points]], steps: Steps) -> str:
     parts = []
-    for label, points in lines:
-        values = [y for _, y in points]
+    for label, found in lines:
+        values = [y for _, y in found]
         parts.append(
             f"{label} from {values[0]:.3g} to {values[-1]:.3g}, lowest {min(values):.3g}, highest {max(values):.3g}"
         )
+    parts += [f"a new stage from step {step:.0f}" for step in new_stages(steps)]
     return f"{'; '.join(parts)}; steps {steps[0]['step']:.0f} to {steps[-1]['step']:.0f}."
 
 
-def _draw(lines: Sequence[tuple[str, list[tuple[float, float]]]], curve: Curve, theme: Theme) -> str:
+def _draw(lines: Sequence[tuple[str, Points]], curve: Curve, theme: Theme, stages: Sequence[float]) -> str:
     ink = theme.ink
     with rc_context({"svg.hashsalt": "mmalign", "svg.fonttype": "path", "font.size": 9, "text.color": ink}):
         figure = Figure(figsize=(4.2, 2.3), layout="constrained")
@@ -114,9 +98,11 @@ def _draw(lines: Sequence[tuple[str, list[tuple[float, float]]]], curve: Curve, 
         axes.patch.set_alpha(0)
         if curve.idle is not None:
             axes.axhline(curve.idle, color=ink, linewidth=0.8, linestyle=":", alpha=0.7)
-        for (label, points), colour, style in zip(lines, theme.lines, ("-", "--"), strict=False):
-            xs, ys = [x for x, _ in points], [y for _, y in points]
-            reach = 0 if curve.metrics[0][0] == "lr" else len(ys) // 12
+        for step in stages:
+            axes.axvline(step, color=ink, linewidth=0.8, linestyle="--", alpha=0.5)
+        for (label, found), colour, style in zip(lines, cycle(theme.lines), cycle(STYLES), strict=False):
+            xs, ys = [x for x, _ in found], [y for _, y in found]
+            reach = len(ys) // 12 if curve.smoothed else 0
             if reach:
                 axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.35)
             axes.plot(
@@ -128,6 +114,9 @@ def _draw(lines: Sequence[tuple[str, list[tuple[float, float]]]], curve: Curve, 
                 label=label,
                 marker="o" if len(ys) < 3 else "",
             )
+        if curve.loss and curve.idle is not None:
+            xs, ys = [x for x, _ in lines[0][1]], [min(y, curve.idle) for _, y in lines[0][1]]
+            axes.fill_between(xs, ys, curve.idle, color=theme.lines[0], alpha=0.15, linewidth=0)
         if len(lines) > 1:
             axes.legend(frameon=False, labelcolor=ink)
         axes.set_xlabel("step", color=ink)

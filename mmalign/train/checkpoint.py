@@ -1,14 +1,16 @@
 """Checkpoints: everything that a run needs to go on exactly, in one folder per step.
 
 A folder `step-00000050` holds `weights.safetensors` (the weights being trained), `optimizer.pt` and one
-`random-<rank>.pt` per rank (both read with `weights_only`), and `state.json`. The order of pairs and the learning rate
-follow from the step, so they need no state of their own.
+`random-<rank>.pt` per rank (both read with `weights_only`), `beside.safetensors` where the objective has a memory or a
+head, and `state.json`. Weights and optimizer are whole and by
+name, however the ranks shared them. The order of pairs and the learning rate follow from the step, so they need no
+state of their own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from mmalign.errors import TrainError
 from mmalign.train.atomic import PREFIX, discard, replacing, sweep
+from mmalign.train.whole import load_optimizer_state, load_weights, optimizer_state, trained_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,11 @@ class Checkpoints:
     rank: int = 0
     wait: Callable[[], Any] = lambda: None
 
-    def save(self, step: int, model: nn.Module, optimizer: Any) -> None:
-        """Keep the state after `step` optimizer steps, then remove the oldest beyond `keep`. All ranks call this."""
+    def save(self, step: int, model: nn.Module, optimizer: Any, beside: Mapping[str, Tensor] | None = None) -> None:
+        """Keep the state after `step` optimizer steps, then remove the oldest beyond `keep`. All ranks call this.
+
+        `beside` is what the run keeps beside the model's weights, the same on all ranks.
+        """
         path = self.folder / f"step-{step:08d}"
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -41,8 +47,10 @@ class Checkpoints:
                 partial.mkdir()
                 self.wait()
                 save_file(trained_weights(model), partial / "weights.safetensors")
-                torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+                torch.save(optimizer_state(model, optimizer), partial / "optimizer.pt")
                 torch.save(_random_state(), partial / "random-0.pt")
+                if beside:
+                    save_file(dict(beside), partial / "beside.safetensors")
                 state = {"step": step, "run_key": self.run_key}
                 (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
                 self.wait()
@@ -50,6 +58,8 @@ class Checkpoints:
                 discard(old)
         else:
             self.wait()
+            trained_weights(model, kept=False)
+            optimizer_state(model, optimizer, kept=False)
             torch.save(_random_state(), path.with_name(f"{PREFIX}{path.name}") / f"random-{self.rank}.pt")
             self.wait()
         self.wait()
@@ -57,6 +67,11 @@ class Checkpoints:
     def found(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*"))
+
+    def beside(self) -> dict[str, Tensor]:
+        """What the newest checkpoint keeps beside the model's weights; empty where there is none."""
+        path = self.found()[-1] / "beside.safetensors" if self.found() else None
+        return load_file(path) if path is not None and path.exists() else {}
 
     def resume(self, model: nn.Module, optimizer: Any) -> int:
         """Load the newest checkpoint into model and optimizer; the number of steps it is worth, 0 when there is none.
@@ -66,34 +81,22 @@ class Checkpoints:
         if not (found := self.found()):
             return 0
         path = found[-1]
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if state["run_key"] != self.run_key:
+        told = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if told["run_key"] != self.run_key:
             raise TrainError(
                 f"{path}: belongs to a run with other pairs, another model or other settings; "
                 "go back to those, or train into an empty folder"
             )
-        weights = load_file(path / "weights.safetensors")
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(weights[name])
-        optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+        load_weights(model, load_file(path / "weights.safetensors"))
+        state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        load_optimizer_state(model, optimizer, state)
         if (kept := path / f"random-{self.rank}.pt").exists():
             # A run that goes on with more ranks has none for the new ones; only adapter dropout draws from it.
             random = torch.load(kept, weights_only=True)
             torch.set_rng_state(random["cpu"])
             if random["cuda"]:
                 torch.cuda.set_rng_state_all(random["cuda"])
-        return int(state["step"])
-
-
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training changes, by name, on the CPU."""
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+        return int(told["step"])
 
 
 def _random_state() -> dict[str, Any]:

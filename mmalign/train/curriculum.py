@@ -12,7 +12,7 @@ from mmalign.train.config import TrainConfig
 from mmalign.train.lengths import short_enough
 from mmalign.train.reference import Measured
 from mmalign.train.spans import teaching, with_spans
-from mmalign.train.step import SIDES, sides_of
+from mmalign.train.step import in_order, sides_of
 
 log = logging.getLogger("mmalign.train")
 
@@ -52,14 +52,14 @@ def curriculum(
     taught = teaching(rows, objective)
     everything = list(range(len(rows)))
     goals = [(objective, taught), *([(SFT(), everything)] if config.sft_after_stages else [])]
-    seen = {side for goal, _ in goals for side in sides_of(goal)}
-    sides = tuple(side for side in SIDES if side in seen)
+    sides = in_order(side for goal, _ in goals for side in sides_of(goal, rows))
     _, used = goals[-1]
     measured = measure([rows[place] for place in used], sides)
     index_of = {place: index for index, place in enumerate(used)}
 
     def known(places: Sequence[int], goal: Objective) -> Measured:
-        return measured.part([index_of[place] for place in places], [sides.index(side) for side in sides_of(goal)])
+        own = [sides.index(side) for side in sides_of(goal, rows)]
+        return measured.part([index_of[place] for place in places], own)
 
     def stage(name: str, places: Sequence[int], goal: Objective) -> Stage:
         return Stage(name, [rows[place] for place in places], goal, known(places, goal))

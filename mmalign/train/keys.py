@@ -4,42 +4,118 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from mmalign.errors import MediaError
 from mmalign.lm.load import Loaded
+from mmalign.media.files import file_sha256, safe_path
 from mmalign.pairs import PairRow
+from mmalign.sides import AnswerRow, to_json
+from mmalign.types import Row
+
+#: Values that are summed at a time.
+_PIECE = 1 << 24
 
 
 def weights_key(model: Any) -> str:
-    """A short name for a model's weights: shapes, types and up to 1,024 evenly spaced values of every parameter."""
+    """A short name for a model's weights, adapters included: names, shapes, types and values of all parameters.
+
+    Of values up to 1,024 evenly spaced ones and the exact sum of all bit patterns, which costs one reading of the
+    weights and is the same on every device.
+    """
+    return parameters_key(model.named_parameters())
+
+
+def parameters_key(named: Iterable[tuple[str, Tensor]]) -> str:
+    """`weights_key` of some parameters with their names."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         flat = parameter.detach().flatten()
         values = flat[:: max(1, flat.numel() // 1024)].double().cpu().numpy()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{_bit_sum(flat)}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()[:16]
 
 
-def rows_key(rows: Sequence[PairRow], *, labels: bool) -> str:
-    """A short name for pairs: contexts and texts in order, with `labels` also what weighs and marks them."""
-    digest = hashlib.sha256()
-    for row in rows:
-        values: list[Any] = [row.context, row.rejected_context, row.chosen, row.rejected]
-        if labels:
-            values += [row.id, row.p, row.weight, row.chosen_spans, row.rejected_spans]
-        digest.update(json.dumps(values, sort_keys=True, ensure_ascii=False).encode())
-    return digest.hexdigest()[:16]
+def _bit_sum(flat: Tensor) -> int:
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = flat.view(kinds[flat.element_size()])
+    # A slice at a time: sums are made in 64 bits, and a whole embedding in 64 bits is gigabytes.
+    return sum(int(bits[start : start + _PIECE].sum(dtype=torch.int64)) for start in range(0, len(bits), _PIECE))
+
+
+def row_key(row: PairRow, data_root: Path) -> str:
+    """A short name for what log-probs of a pair depend on: its contexts, the files in them, and its texts.
+
+    Files have their SHA-256 in the row, or else are read for it. Labels, weights and spans are no part of it.
+    """
+    asked = [_sides(row, spans=False), sorted(set(unrecorded(row.contexts)))]
+    return _digest([*asked, [_sha256(data_root, path) for path in asked[1]]])[:32]
+
+
+def rows_key(rows: Sequence[PairRow]) -> str:
+    """A short name for pairs in their order: contexts, texts, and all that weighs and marks them."""
+    return _digest(
+        [_digest([row.id, _sides(row, spans=True), row.p, row.weight, row.gap, dict(row.values)]) for row in rows]
+    )[:16]
+
+
+def _sides(row: PairRow, *, spans: bool) -> list[Any]:
+    """All texts of a pair with their contexts, as JSON values."""
+    names = ("chosen", "rejected", *sorted(row.sides))
+    sides = [to_json(row.side(name), AnswerRow.to_row if spans else _without_spans) for name in names]
+    return [row.context, names, sides]
+
+
+def _without_spans(answer: AnswerRow) -> Row:
+    return {"text": answer.text, "context": answer.context}
+
+
+def unrecorded(value: Any) -> Iterator[str]:
+    """Paths of media in rows of contexts, at any depth, whose SHA-256 is not recorded."""
+    if isinstance(value, dict):
+        if "path" in value and not value.get("sha256"):
+            yield value["path"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for entry in value:
+            yield from unrecorded(entry)
+
+
+def _sha256(data_root: Path, path: str) -> str | None:
+    try:
+        return file_sha256(safe_path(data_root, path))
+    except (MediaError, OSError):
+        return None  # opening it says what is wrong
 
 
 def template_key(loaded: Loaded) -> str:
-    """What decides how a chat becomes tokens, beside the tokenizer's vocabulary."""
-    processor = loaded.processor
-    template = getattr(processor, "chat_template", None) or loaded.renderer.tokenizer.chat_template
-    return f"{template}{len(loaded.renderer.tokenizer)}"
+    """A short name for what decides how a chat becomes tokens and pixels: template, tokenizer, and all settings of the
+    processor.
+    """
+    processor, tokenizer = loaded.processor, loaded.renderer.tokenizer
+    template = getattr(processor, "chat_template", None) or tokenizer.chat_template
+    settings = {} if processor is tokenizer else {**processor.to_dict(), "_commit_hash": None}
+    return _digest([template, json.loads(json.dumps(settings, default=str)), _vocabulary(tokenizer)])[:16]
+
+
+def _vocabulary(tokenizer: Any) -> Any:
+    """How text becomes tokens, as JSON."""
+    if not tokenizer.is_fast:
+        return tokenizer.get_vocab()
+    # Padding and truncation are those of the last call.
+    return {**json.loads(tokenizer.backend_tokenizer.to_str()), "padding": None, "truncation": None}
 
 
 def short_key(values: Sequence[Any]) -> str:
     """A short name for values that JSON can write."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(values)[:16]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

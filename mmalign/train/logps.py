@@ -1,49 +1,120 @@
-"""Log-probabilities of completions, and their divergence from the reference, from one forward.
+"""What one forward says of completions: log-probabilities, numbers of whole distributions, and hidden states.
 
-Whether a batch has its prompts once for all answers to them or once for each changes nothing but time and memory.
+No logits of whole rows are made. During the forward the model's output layer hands its hidden states over; those that
+predict completion tokens are turned into numbers a few tokens at a time, and what the model takes for its logits is a
+stand-in that keeps these numbers connected to its output, as the wrappers of distributed training expect. A model whose
+logits are not what its output layer gives, scaled and capped (`Head`), is found out at its first forward; its own
+logits are then kept. Whether a batch has its prompts once for all answers to them or once for each changes nothing but
+time and memory.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from mmalign.errors import TrainError
 from mmalign.lm.prefix import arguments
+from mmalign.objectives import TokenTerm
+from mmalign.train.chunks import Chunks, tokens_of
 from mmalign.train.collate import PairBatch
-from mmalign.train.head import Head, head_inputs, unwrapped
+from mmalign.train.head import Anchor, Head, exact, product_type, unwrapped
+from mmalign.train.standin import UnknownUseError, instead_of_logits
+from mmalign.train.streamed import tangents, token_terms
 
-#: Completion tokens whose vocabulary row is held in float32 at a time.
-CHUNK = 64
+__all__ = [
+    "Anchor",
+    "Read",
+    "Wanted",
+    "completion_logps",
+    "completion_states",
+    "completion_terms",
+    "read",
+]
+
+log = logging.getLogger("mmalign.train")
+
+#: Whether a model's logits are what its `Head` makes of its hidden states, as far as models have been tried.
+_FOLLOWS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True, slots=True)
-class Anchor:
-    """The reference's next-token distributions for the first side's completion tokens, as what makes them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be read off a forward.
 
-    `states` (M, H) are the inputs of the reference's `head` for these tokens, pair after pair.
+    `logps`: log-probs of all completion tokens. `anchor`: KL from its distributions before every token of the first
+    side. `terms`: an objective's token terms, by side. Their sources are "policy", which is this forward, another side
+    of the batch that has the same tokens, with gradient, or one of `sources`, which do not learn and cover the tokens
+    of all sides whose term names them, in the order of the batch. `states`: the hidden states at each answer's last
+    token. `inputs`: the head's inputs for all tokens of these sides, of which an `Anchor` is made. `tangents`: with
+    them, for the first side, what makes a divergence from it cheap, where the model allows it.
     """
 
-    states: Tensor
-    head: Head
+    logps: bool = True
+    anchor: Anchor | None = None
+    terms: Mapping[str, TokenTerm] = field(default_factory=dict)
+    sources: Mapping[str, Anchor] = field(default_factory=dict)
+    states: bool = False
+    inputs: tuple[str, ...] = ()
+    tangents: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What was read, None or empty where it was not wanted; N, T and sides as in the batch.
+
+    `logps` (N, T) and `divergence` (rows of the first side, T) are float32 (float64 where the model is) in nats, 0 on
+    padding. `terms` (rows of the side, T) by side and name. `states` (N, H), 0 for places without an answer, and
+    `inputs` (tokens of the side, H) are as the head would read them.
+    """
+
+    logps: Tensor | None
+    divergence: Tensor | None
+    terms: Mapping[str, Mapping[str, Tensor]]
+    states: Tensor | None
+    inputs: Mapping[str, Tensor]
+
+
+def read(model: nn.Module, batch: PairBatch, wanted: Wanted) -> Read:
+    """One forward of `model`, which may be wrapped, with gradient to its weights.
+
+    Raises TrainError where distributions or states are asked of a model whose head or logits are not as expected.
+    """
+    inner = unwrapped(model)
+    if (values := _streamed(model, batch, wanted) if _FOLLOWS.get(inner, True) else None) is None:
+        values = _kept(model, batch, wanted)
+        if _FOLLOWS.get(inner, True):
+            log.warning("train: this model makes its logits in a way of its own, so all of them are kept in memory")
+            _FOLLOWS[inner] = False
+    terms: dict[str, dict[str, Tensor]] = {side: {} for side in wanted.terms}
+    for kind, side, name in values:
+        if kind == "terms":
+            terms[side][name] = values[kind, side, name]
+    return Read(
+        logps=values.get(LOGPS),
+        divergence=values.get(DIVERGENCE),
+        terms=terms,
+        states=values.get(STATES),
+        inputs={side: values["inputs", side, ""] for side in wanted.inputs},
+    )
 
 
 def completion_logps(model: nn.Module, batch: PairBatch) -> Tensor:
-    """Log-probability of every completion token, (N, T) float32 in nats, N = sides x pairs, 0 on padding.
+    """Log-probability of every completion token, (N, T) float32 in nats, 0 on padding.
 
-    The order of N is that of `batch.mask`; columns are the completion tokens in order. The head runs only between
-    the first and the last position that predicts a completion token of any row, and only completion positions are
-    ever turned to float32, a chunk at a time.
+    The order of N is that of `batch.mask`; columns are the completion tokens in order.
     """
-    places = _places(batch)
-    return _laid_out(_TokenTerms.apply(_logits(model, batch, places), places, None)[0], batch.mask)
+    found = read(model, batch, Wanted()).logps
+    assert found is not None
+    return found
 
 
 def completion_terms(model: nn.Module, batch: PairBatch, anchor: Anchor) -> tuple[Tensor, Tensor]:
@@ -51,125 +122,159 @@ def completion_terms(model: nn.Module, batch: PairBatch, anchor: Anchor) -> tupl
 
     The divergence (B, T) is float32 in nats, exact over the vocabulary, 0 on padding, with gradient to the policy.
     """
-    places = _places(batch)
-    logps, divergence = _TokenTerms.apply(_logits(model, batch, places), places, anchor)
-    return _laid_out(logps, batch.mask), _laid_out(divergence, batch.mask[: len(batch.ids)])
+    found = read(model, batch, Wanted(anchor=anchor))
+    assert found.logps is not None
+    assert found.divergence is not None
+    return found.logps, found.divergence
 
 
 @torch.no_grad()
 def completion_states(model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
-    """`completion_logps`, and the states (M, H) that an `Anchor` of this model and batch holds.
+    """`completion_logps`, and the states that an `Anchor` of this model and the batch's first side holds.
 
     Raises TrainError when the model's logits do not follow from these states.
     """
-    places = _places(batch)
-    with head_inputs(model) as seen:
-        logits = _logits(model, batch, places)
-    # The head was given all positions or only those that were kept; the kept ones end where the logits do.
-    given = seen[-1] if seen[-1].shape[1] == logits.shape[1] else seen[-1][:, places.start : places.stop]
-    first = slice(int(batch.mask[: len(batch.ids)].sum()))
-    states = given[places.rows[first], places.columns[first]]
-    Head.of(model).check(states[:1], logits[places.rows[:1], places.columns[:1]])
-    return _laid_out(_TokenTerms.apply(logits, places, None)[0], batch.mask), states
+    found = read(model, batch, Wanted(inputs=batch.sides[:1], tangents=True))
+    assert found.logps is not None
+    return found.logps, found.inputs[batch.sides[0]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Where completion tokens are predicted: positions `start` to `stop` hold them all; token m of M, answer by answer,
-    is `labels[m]` and predicted at `rows[m]`, `start + columns[m]`, which tokens of several answers can share.
+# The forward ---------------------------------------------------------------------------------------------------------
+
+#: What was read: its kind, and the side and the name where it has them.
+Key = tuple[str, str, str]
+LOGPS, DIVERGENCE, STATES = ("logps", "", ""), ("divergence", "", ""), ("states", "", "")
+
+
+def _streamed(model: nn.Module, batch: PairBatch, wanted: Wanted) -> dict[Key, Tensor] | None:
+    """What is wanted, from the states that the head is given; None where the model's logits do not follow from them.
+
+    That is tried at a model's first forward, on the first completion token.
     """
+    inner, places = unwrapped(model), batch.places
+    try:
+        head = Head.of(inner)
+    except TrainError:
+        return None
+    reads_logits = bool(wanted.logps or wanted.terms or wanted.inputs)
+    if reads_logits and "forward" in vars(head.linear):
+        return None  # what was set on the layer itself is not what its class does
+    is_tried = inner in _FOLLOWS or not reads_logits
+    tried: list[Tensor] = []
 
-    start: int
-    stop: int
-    rows: Tensor
-    columns: Tensor
-    labels: Tensor
+    def compute(hidden: Tensor) -> tuple[dict[Key, Tensor], Tensor]:
+        if hidden.shape[:2] != batch.inputs["input_ids"].shape:
+            raise UnknownUseError
+        if is_tried:
+            return _from_states(head, hidden, batch, wanted), hidden.new_zeros(1, 1, 1)
+        with torch.no_grad():
+            tried.append(head.raw(hidden[places.rows[:1], places.columns[:1]]))
+        return _from_states(head, hidden, batch, wanted), tried[0][None]
+
+    try:
+        values, output = instead_of_logits(model, head.linear, _arguments(inner, batch), compute)
+    except UnknownUseError:
+        return None
+    if not is_tried:
+        if not head.gives(tried[0], output.detach()[0]):
+            return None
+        _FOLLOWS[inner] = True
+    return values
 
 
-def _places(batch: PairBatch) -> _Places:
-    found = batch.places
-    start, stop = int(found.columns.min()), int(found.columns.max()) + 1
-    return _Places(start, stop, found.rows, found.columns - start, found.labels)
-
-
-def _logits(model: nn.Module, batch: PairBatch, places: _Places) -> Tensor:
-    """Logits (rows, stop - start, V) of the positions that predict completion tokens."""
-    inner = unwrapped(model)
+def _kept(model: nn.Module, batch: PairBatch, wanted: Wanted) -> dict[Key, Tensor]:
+    """What is wanted, from the model's own logits between the first and the last position that predicts a token."""
+    if wanted.anchor is not None or wanted.sources or wanted.inputs:
+        raise TrainError(
+            "this model does more to its logits than mmalign knows, so the divergence from the reference cannot be "
+            "computed: take an objective without it (dpo), or set objective.alpha to 0"
+        )
+    values: dict[Key, Tensor] = {}
+    if wanted.states:
+        if (found := _streamed(model, batch, Wanted(logps=False, states=True))) is None:
+            raise TrainError(
+                "this model does not hand its hidden states to an output layer, so no other head can be set on it"
+            )
+        values |= found
+        if not (wanted.logps or wanted.terms):
+            return values
+    inner, places = unwrapped(model), batch.places
+    start, stop = int(places.columns.min()), int(places.columns.max()) + 1
     keep: dict[str, Any] = {}
     if _keeps_logits(type(inner).forward):
-        keep["logits_to_keep"] = torch.arange(places.start, places.stop, device=places.columns.device)
-    inputs = batch.inputs if batch.branches is None else arguments(inner, batch.inputs, batch.branches)
-    logits: Tensor = model(**inputs, use_cache=False, **keep).logits
-    return logits if keep else logits[:, places.start : places.stop]
+        keep["logits_to_keep"] = torch.arange(start, stop, device=places.columns.device)
+    logits: Tensor = model(**_arguments(inner, batch), **keep).logits
+    own = logits[places.rows, places.columns - (start if keep else 0)]
+    chunks = Chunks(own, exact, own.shape[-1], batch)
+    if wanted.logps:
+        values[LOGPS] = chunks.logps()
+    return values | _terms(chunks, wanted)
 
 
-def _laid_out(values: Tensor, mask: Tensor) -> Tensor:
-    """Values of tokens, row by row, as (rows, T) with 0 off the mask."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
-
-
-class _TokenTerms(torch.autograd.Function):
-    """Log-probs (M,) of labels and KL(reference || policy) (first side's tokens,) from logits (N, K, V), in float32.
-
-    Only logits and the reference's states are kept for the backward pass, which makes the distributions again, chunk by
-    chunk, and writes the one gradient (N, K, V): d logp = onehot - P, d KL = P - R.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, places: _Places, anchor: Anchor | None) -> tuple[Tensor, Tensor]:
-        kind = logits.device.type
-        ctx.autocast = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
-        ctx.places, ctx.anchor = places, anchor
-        ctx.save_for_backward(logits)
-        logps, divergences = [], []
-        for chunk, policy in _chunks(logits, places, anchor):
-            policy -= policy.logsumexp(-1, keepdim=True)
-            logps.append(policy.gather(-1, places.labels[chunk, None]).squeeze(-1))
-            if (reference := _reference(anchor, chunk)) is not None:
-                # KL = sum R (log R - log P), with R made in place of log R.
-                difference = reference - policy
-                divergences.append(reference.exp_().mul_(difference).sum(-1))
-        return torch.cat(logps), torch.cat(divergences) if divergences else logps[0].new_zeros(0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_logps: Tensor, grad_divergence: Tensor) -> tuple[Tensor, None, None]:
-        (logits,) = ctx.saved_tensors
-        places, anchor = ctx.places, ctx.anchor
-        grad = torch.zeros_like(logits)
-        with torch.autocast(logits.device.type, **ctx.autocast):
-            for chunk, policy in _chunks(logits, places, anchor):
-                part = torch.softmax(policy, -1)
-                weight = -grad_logps[chunk]
-                if (reference := _reference(anchor, chunk)) is not None:
-                    own = grad_divergence[chunk]
-                    part.mul_((weight + own)[:, None])
-                    part.sub_(reference.exp_().mul_(own[:, None]))
-                else:
-                    part.mul_(weight[:, None])
-                part.scatter_add_(-1, places.labels[chunk, None], -weight[:, None])
-                grad.index_put_((places.rows[chunk], places.columns[chunk]), part.to(grad.dtype), accumulate=True)
-        return grad, None, None
-
-
-def _chunks(logits: Tensor, places: _Places, anchor: Anchor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the M tokens and their logits (C, V), copied to float32; no slice goes past the end of the anchor."""
-    count, border = len(places.labels), 0 if anchor is None else len(anchor.states)
-    edges = [*range(0, border, CHUNK), *range(border, count, CHUNK), count]
-    for start, stop in pairwise(edges):
-        chunk = slice(start, stop)
-        # Indexing copies, so what is in float32 already is not touched either.
-        yield chunk, logits[places.rows[chunk], places.columns[chunk]].float()
-
-
-def _reference(anchor: Anchor | None, chunk: slice) -> Tensor | None:
-    """The reference's log-probs (C, V) over the vocabulary in float32, where the anchor has them."""
-    if anchor is None or chunk.start >= len(anchor.states):
-        return None
-    logits = anchor.head(anchor.states[chunk]).float()
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+def _arguments(inner: nn.Module, batch: PairBatch) -> dict[str, Any]:
+    given = batch.inputs if batch.branches is None else arguments(inner, batch.inputs, batch.branches)
+    features = {} if batch.features is None else batch.features.arguments()
+    return {**given, **features, "use_cache": False}
 
 
 @cache
 def _keeps_logits(forward: Any) -> bool:
     return "logits_to_keep" in inspect.signature(forward).parameters
+
+
+# What is made of it --------------------------------------------------------------------------------------------------
+
+
+def _from_states(head: Head, hidden: Tensor, batch: PairBatch, wanted: Wanted) -> dict[Key, Tensor]:
+    """What is wanted, from the hidden states (rows, L, H) of all tokens."""
+    places, anchor = batch.places, wanted.anchor
+    values: dict[Key, Tensor] = {}
+    if wanted.states:
+        values[STATES] = _last_states(hidden, batch)
+    if not (wanted.logps or wanted.terms or wanted.inputs):
+        return values
+    states = hidden[places.rows, places.columns]
+    for side in wanted.inputs:
+        values["inputs", side, ""] = states[tokens_of(batch, side)]
+
+    def chunks() -> Chunks:
+        return Chunks(states, head.many(product_type(head, hidden.device)), head.vocabulary, batch)
+
+    if wanted.tangents and head.is_concave:
+        border = tokens_of(batch, batch.sides[0]).stop
+        found = tangents(head, states[:border], places.labels[:border])
+        values["inputs", batch.sides[0], ""] = found
+        others, _ = token_terms(head, states[border:], places.labels[border:], None)
+        values[LOGPS] = _laid_out(torch.cat([found[:, -1], others]), batch.mask)
+    elif wanted.logps and head.is_plain and (anchor is None or anchor.head.is_plain):
+        logps, divergence = token_terms(head, states, places.labels, anchor)
+        values[LOGPS] = _laid_out(logps, batch.mask)
+        if anchor is not None:
+            values[DIVERGENCE] = _laid_out(divergence, batch.mask[batch.rows_of(batch.sides[0])])
+    elif wanted.logps:
+        values[LOGPS] = chunks().logps()
+        if anchor is not None:
+            values[DIVERGENCE] = chunks().divergence(anchor)
+    return values | _terms(chunks(), wanted) if wanted.terms else values
+
+
+def _terms(chunks: Chunks, wanted: Wanted) -> dict[Key, Tensor]:
+    found = chunks.terms(wanted.terms, wanted.sources)
+    return {("terms", side, name): value for side, named in found.items() for name, value in named.items()}
+
+
+def _last_states(hidden: Tensor, batch: PairBatch) -> Tensor:
+    """The states (N, H) at each answer's last token, 0 for places without an answer."""
+    if batch.branches is None:
+        ends = batch.mask.sum(-1).cumsum(0)[batch.mask.any(-1)] - 1
+        rows, columns = batch.places.rows[ends], batch.places.columns[ends] + 1
+    else:
+        assert batch.last is not None, "the collator was not told that states are read"
+        rows, columns = batch.last.rows, batch.last.columns
+    found = hidden.new_zeros(len(batch.mask), hidden.shape[-1])
+    return found.index_put((batch.mask.any(-1).nonzero().squeeze(-1),), hidden[rows, columns])
+
+
+def _laid_out(values: Tensor, mask: Tensor) -> Tensor:
+    """Values of tokens, row by row, as (rows, T) with 0 off the mask."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
+import psutil
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -13,6 +16,47 @@ log = logging.getLogger("mmalign.train")
 
 #: Seconds between lines where there is no terminal.
 QUIET_S = 15.0
+#: What is shown of a step's numbers.
+SHOWN = ("loss", "margin", "accuracy")
+
+
+class Meter:
+    """How fast a training goes and how much memory it takes on `device`. Not among the run's own numbers, which are
+    the same on every machine.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._then, self._peak = device, time.monotonic(), 0
+        self._process = psutil.Process()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def step(self, tokens: int) -> dict[str, float]:
+        """Numbers of the step since the last call, in which prompts and answers had so many tokens.
+
+        `peak_memory_gb` is the most that tensors have taken on a GPU so far; on a CPU the most that the process has
+        held at the end of a step.
+        """
+        now = time.monotonic()
+        seconds, self._then = max(now - self._then, 1e-9), now
+        if self._device.type == "cuda":
+            self._peak = torch.cuda.max_memory_allocated(self._device)
+        else:
+            self._peak = max(self._peak, self._process.memory_info().rss)
+        return {"step_seconds": seconds, "tokens_per_second": tokens / seconds, "peak_memory_gb": self._peak / 1e9}
+
+
+def note_of(values: Mapping[str, float], speed: Mapping[str, float]) -> str:
+    """A step in a few words: its loss, how well texts are told apart, tokens per second, memory."""
+    words = [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
+    return ", ".join([*words, f"{speed['tokens_per_second']:.0f} tokens/s", f"{speed['peak_memory_gb']:.1f} GB"])
+
+
+def clock(seconds: float) -> str:
+    """A time to go as hours, minutes and seconds: 1:05:09, or 5:09."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class ProgressLine:
@@ -59,4 +103,5 @@ class ProgressLine:
         elif self._visible and (now - self._spoken >= QUIET_S or self.done == self.total):
             self._spoken = now
             left = (self.total - self.done) / max(rate, 1e-9)
-            log.info("%s: %d of %d %s, %s, %.0f s to go", self.what, self.done, self.total, self.unit, note, left)
+            told = (self.what, self.done, self.total, self.unit, note, clock(left))
+            log.info("%s: %d of %d %s, %s, %s to go", *told)

@@ -1,35 +1,39 @@
-"""The first pass over all pairs: opens all media, measures every pair, and keeps the reference's log-probs on disk.
+"""The first pass over all pairs: opens their media, measures every pair, and keeps the reference's log-probs on disk.
 
 For objectives that need whole distributions of the reference it also keeps the hidden states that its head makes them
 of, which are small: tokens x hidden size of the chosen answers.
 
 It runs once, before training, with the weights that training starts from. So wrong media are found before hours of
 work, no second model is held in memory, and no reference forward is paid twice; TRL does not offer this for pictures.
-Parts appear whole or not at all, so an interrupted pass goes on where it was. A training in stages has a pass without
-a reference over the pairs of all stages first, for a stage's reference is known only when the stage begins.
+Numbers are found again by row: what is known of a pair stays known when others come, go or change places. A row is
+scored in a batch with others, whose padding may change the last bits of float32; numbers that are read are those that
+were computed. A training in stages has a pass without a reference over the pairs of all stages first, for a stage's
+reference is known only when the stage begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from accelerate import PartialState
+from accelerate.utils import broadcast, gather
 from torch import Tensor
 
-from mmalign.errors import TrainError
+from mmalign.errors import Interrupted, TrainError
 from mmalign.pairs import PairRow
-from mmalign.train.atomic import replacing
 from mmalign.train.collate import Collator, PairBatch
+from mmalign.train.interrupt import Stop
+from mmalign.train.keys import row_key
 from mmalign.train.modality import modality
+from mmalign.train.parts import Numbers, Parts, read_states, trim
 
-#: Pairs per file, and so the most work that an interruption can lose.
+#: Pairs per file, and so the most work that a killed pass can lose.
 PART_SIZE = 64
 
 
@@ -37,15 +41,16 @@ PART_SIZE = 64
 class Measured:
     """What the first pass knows of R pairs with S sides.
 
-    `lengths` (R, S): tokens of prompt, media and answer. `counts` (R, S): tokens of the answer. `logps`: the
-    reference's log-probs of each answer, R tuples of S tensors, absent without a reference. `parts`: the files with the
-    states of the first answers, which stay on disk.
+    `lengths` (R, S): tokens of prompt, media and answer. `counts` (R, S): tokens of the answer. Where a side is a list,
+    they are those of the longest answer, and of all. `logps`: the reference's log-probs of each side, R tuples of S
+    tensors, absent without a reference. `kept`: the file of each pair
+    and its key there, by which the states of its first answer are read when they are needed.
     """
 
     lengths: Tensor
     counts: Tensor
     logps: list[tuple[Tensor, ...]] | None
-    parts: Sequence[Path] = ()
+    kept: Sequence[tuple[Path, str]] = ()
 
     def part(self, indices: Sequence[int], sides: Sequence[int]) -> Measured:
         """The lengths and counts of some pairs and sides."""
@@ -63,21 +68,18 @@ class Measured:
 
         Only pairs that were scored have them.
         """
-        found = []
-        for index in indices:
-            number, place = divmod(index, PART_SIZE)
-            with safe_open(_states_of(self.parts[number]), framework="pt") as file:
-                found.append(file.get_tensor(str(place)))
-        return torch.cat(found)
+        return torch.cat([read_states(*self.kept[index]) for index in indices])
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstPass:
     """Measures pairs, and scores them with `score` where it is given, into `folder`.
 
-    `key` names everything that the numbers depend on; passes with different keys do not meet. `score` takes a batch to
-    log-probs (N, T) and, where they are to be kept, states (M, H) of the first side's tokens. With several ranks each
-    makes its share of the parts; all must call `run`.
+    `key` names everything that the numbers depend on, beside the row: weights, adapter, processor, limits, precision;
+    passes with different keys do not meet. `score` takes a batch to log-probs (N, T) and, where they are to be kept,
+    states (M, H) of the first side's tokens. With several ranks each makes its share of the rows; all must call `run`.
+    In `lockstep` all ranks run as many forwards, of the same kinds in the same order, as models need that are spread
+    over ranks.
     """
 
     folder: Path
@@ -88,104 +90,107 @@ class FirstPass:
     max_length: int | None
     rank: int = 0
     world: int = 1
-    wait: Callable[[], Any] = lambda: None
+    lockstep: bool = False
+    stop: Stop = field(default_factory=Stop)
 
     def run(self, rows: Sequence[PairRow], progress: Callable[[int], Any]) -> Measured:
-        """Make the parts that are missing and read all; `progress` is told how many pairs each part held."""
-        home = self.folder / self.key
-        home.mkdir(parents=True, exist_ok=True)
-        starts = range(0, len(rows), PART_SIZE)
-        paths = [home / f"part-{number:05d}.safetensors" for number in range(len(starts))]
-        for number, (start, path) in enumerate(zip(starts, paths, strict=True)):
-            part = rows[start : start + PART_SIZE]
-            if number % self.world == self.rank and not path.exists():
-                found, states = self._measure(part)
-                if states:
-                    with replacing(_states_of(path)) as partial:
-                        save_file(states, partial)
-                with replacing(path) as partial:
-                    save_file(found, partial)
-            progress(len(part))
-        self.wait()
-        return _joined(paths, with_logps=self.score is not None)
+        """Make what is missing and read all; `progress` is told how many pairs are there, then how many came.
 
-    def _measure(self, rows: Sequence[PairRow]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Numbers of a part's pairs in their order, and the states of those that were scored, by place."""
-        lengths: dict[int, Tensor] = {}
-        counts: dict[int, Tensor] = {}
-        logps: dict[int, Tensor] = {}
-        states: dict[str, Tensor] = {}
-        kinds = [modality(row, self.collate.renderer) for row in rows]
-        # A batch holds media of one kind; which pairs share one changes nothing.
-        places = sorted(range(len(rows)), key=lambda place: (kinds[place], place))
-        for _, group in groupby(places, key=kinds.__getitem__):
-            alike = list(group)
-            for start in range(0, len(alike), self.batch_size):
-                own = alike[start : start + self.batch_size]
-                batch = self.collate([rows[place] for place in own])
-                for column, place in enumerate(own):
-                    lengths[place] = batch.lengths[:, column]
-                    counts[place] = batch.mask.sum(-1).view(len(batch.sides), -1)[:, column]
-                if self.score is not None:
-                    found, kept = self._score(rows, own, batch)
-                    logps |= found
-                    states |= {str(place): value for place, value in kept.items()}
-        order = range(len(rows))
-        measured = {
-            "lengths": torch.stack([lengths[i] for i in order]),
-            "counts": torch.stack([counts[i] for i in order]),
-        }
-        if self.score is not None:
-            measured["logps"] = torch.cat([logps[place] for place in order])
-        return measured, states
-
-    def _score(
-        self, rows: Sequence[PairRow], own: Sequence[int], batch: PairBatch
-    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Log-probs of every pair of a batch, its sides one after the other, and states of its first side.
-
-        The batch holds the pairs `own` of `rows`. Those over the limit count as zeros and have no states.
+        Raises Interrupted, with all that was made on disk, once `stop` was asked to.
         """
+        keys = [row_key(row, self.collate.data_root) for row in rows]
+        row_of = dict(zip(keys, rows, strict=True))
+        parts = Parts(self.folder / self.key)
+        known = parts.read(row_of)
+        if self.rank == 0:
+            trim(self.folder)
+        missing = self._missing(list(row_of), known)
+        progress(len(rows) - len(missing))
+        kinds = {key: modality(row_of[key], self.collate.renderer) for key in missing}
+        for _, alike in groupby(sorted(missing, key=kinds.__getitem__), key=kinds.__getitem__):
+            for share in _cut(list(alike), PART_SIZE * self.world):
+                if made := dict(self._measured(share, row_of)):
+                    parts.write(made)
+                progress(len(share))
+        if self.stop.agreed():
+            raise Interrupted("interrupted; what is done is kept, run the same command again to go on")
+        known = parts.read(row_of)
+        return self._joined([(key, known[key]) for key in keys])
+
+    def _missing(self, keys: Sequence[str], known: Mapping[str, Numbers]) -> list[str]:
+        """Rows to be measured: the same on all ranks, each of which may have seen others come."""
+        is_missing = torch.tensor([not self._suffices(known.get(key)) for key in keys], device=PartialState().device)
+        return [key for key, wanted in zip(keys, broadcast(is_missing.int()).tolist(), strict=True) if wanted]
+
+    def _suffices(self, row: Numbers | None) -> bool:
+        """Whether a row needs no forward: nothing is asked of the reference, or the row is scored or too long."""
+        return row is not None and (self.score is None or row.logps is not None or not self._is_short(row.lengths))
+
+    def _is_short(self, lengths: Tensor) -> bool:
+        return self.max_length is None or int(lengths.max()) <= self.max_length
+
+    def _measured(self, share: list[str], row_of: Mapping[str, PairRow]) -> Iterator[tuple[str, Numbers]]:
+        """This rank's of some rows, all about media of one kind, batch by batch until `stop` is asked to."""
+        batches = list(_cut(share, self.batch_size * self.world))
+        for keys in (batch[self.rank :: self.world] for batch in batches):
+            if self.stop.agreed() if self.lockstep else self.stop.asked:
+                return
+            rows = {key: row_of[key] for key in keys}
+            batch = self.collate(list(rows.values())) if rows else None
+            found = {} if batch is None else _sizes(batch, keys)
+            short = [key for key, row in found.items() if self._is_short(row.lengths)]
+            if self.score is not None and (lead := self._lead(share, short)) is not None:
+                if batch is None or len(short) < len(found):
+                    batch = self.collate([row_of[key] for key in short or [lead]])
+                scored = self._scored(batch, [row_of[key] for key in short or [lead]])
+                for key, (logps, states) in zip(short, scored[: len(short)], strict=True):
+                    found[key] = replace(found[key], logps=logps, states=states)
+            yield from found.items()
+
+    def _lead(self, share: list[str], short: list[str]) -> str | None:
+        """The row that ranks without one of their own run a forward with; None when nobody runs one."""
+        if not self.lockstep:
+            return short[0] if short else None
+        place = share.index(short[0]) if short else len(share)
+        first = int(gather(torch.tensor([place], device=PartialState().device)).min())
+        return share[first] if first < len(share) else None
+
+    def _scored(self, batch: PairBatch, rows: Sequence[PairRow]) -> list[tuple[Tensor, Tensor | None]]:
+        """Log-probs and states of the pairs of a batch."""
         assert self.score is not None
-        lengths, counts = batch.lengths.amax(0).tolist(), batch.mask.sum(-1).view(len(batch.sides), -1).sum(0).tolist()
-        kept = [
-            place
-            for place, length in zip(own, lengths, strict=True)
-            if self.max_length is None or length <= self.max_length
-        ]
-        logps = {place: torch.zeros(count) for place, count in zip(own, counts, strict=True)}
-        if not kept:
-            return logps, {}
-        if len(kept) < len(own):
-            batch = self.collate([rows[place] for place in kept])
         values, hidden = self.score(batch)
         values, mask = values.float().cpu(), batch.mask.cpu()
-        for column, place in enumerate(kept):
-            scored = range(column, len(values), len(kept))
-            logps[place] = torch.cat([values[row][mask[row]] for row in scored])
-            if not logps[place].isfinite().all():
-                raise TrainError(f"pair {rows[place].id}: the reference gives it a log-probability that is not finite")
-        if hidden is None:
-            return logps, {}
-        parts = torch.split(hidden.cpu(), mask[: len(kept)].sum(-1).tolist())
-        return logps, {place: part.contiguous().clone() for place, part in zip(kept, parts, strict=True)}
+        sides = [(batch.laid(side, values), batch.laid(side, mask)) for side in batch.sides]
+        states = None if hidden is None else torch.split(hidden.cpu(), batch.counts()[0].tolist())
+        found: list[tuple[Tensor, Tensor | None]] = []
+        for column, row in enumerate(rows):
+            logps = torch.cat([of_side[column][own[column]] for of_side, own in sides])
+            if not logps.isfinite().all():
+                raise TrainError(f"pair {row.id}: the reference gives it a log-probability that is not finite")
+            found.append((logps, None if states is None else states[column].contiguous().clone()))
+        return found
+
+    def _joined(self, found: Sequence[tuple[str, Numbers]]) -> Measured:
+        lengths = torch.stack([row.lengths for _, row in found])
+        counts = torch.stack([row.counts for _, row in found])
+        if self.score is None:
+            return Measured(lengths, counts, None)
+        logps = [
+            # Pairs that are too long are never trained on.
+            torch.split(torch.zeros(sum(sizes)) if row.logps is None else row.logps, sizes)
+            for (_, row), sizes in zip(found, counts.tolist(), strict=True)
+        ]
+        return Measured(lengths, counts, logps, [(row.part, key) for key, row in found if row.part is not None])
 
 
-def _states_of(part: Path) -> Path:
-    """The file with the states beside a part."""
-    return part.with_name(f"states-{part.name}")
+def _sizes(batch: PairBatch, keys: Sequence[str]) -> dict[str, Numbers]:
+    """What is known of a batch's pairs without a model."""
+    return {key: Numbers(*both) for key, *both in zip(keys, batch.lengths.T, batch.counts().T, strict=True)}
 
 
-def _joined(paths: Sequence[Path], *, with_logps: bool) -> Measured:
-    parts = [load_file(path) for path in paths]
-    lengths = torch.cat([part["lengths"] for part in parts])
-    counts = torch.cat([part["counts"] for part in parts])
-    if not with_logps:
-        return Measured(lengths, counts, None)
-    flat = torch.split(torch.cat([part["logps"] for part in parts]), counts.flatten().tolist())
-    sides = counts.shape[1]
-    logps = [flat[row * sides : (row + 1) * sides] for row in range(len(counts))]
-    return Measured(lengths, counts, logps, parts=paths)
+def _cut(keys: list[str], size: int) -> Iterator[list[str]]:
+    """Slices of at most `size`, in order."""
+    return (keys[start : start + size] for start in range(0, len(keys), size))
 
 
 def adapter_off(model: Any) -> Any:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
 from mmalign.errors import TrainError
 from mmalign.train.atomic import replacing
+from mmalign.train.head import unwrapped
 from mmalign.train.metrics import read_metrics
+from mmalign.train.whole import own_class
 
 Kind = Literal["adapter", "model"]
 
@@ -30,6 +36,34 @@ class TrainResult:
     last: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Types:
+    """The number types that a model came in, by the names of its weights.
+
+    Training holds what it changes in float32. A whole model is handed back in its own types, so that what is measured
+    before and after differs by training alone.
+    """
+
+    of: dict[str, torch.dtype]
+
+    @classmethod
+    def found(cls, model: nn.Module) -> Types:
+        """Those of a model, its adapter counted out."""
+        names = ((name, parameter.dtype) for name, parameter in model.named_parameters())
+        return cls({name.removeprefix("base_model.model.").replace(".base_layer.", "."): kind for name, kind in names})
+
+    def restore(self, model: nn.Module, weights: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        """Round the model in place, or `weights`, where those are the whole ones, into new ones; tied ones stay so."""
+        if weights is None:
+            for name, parameter in model.named_parameters():
+                parameter.data = parameter.data.to(self.of.get(name, parameter.dtype))
+            return None
+        rounded: dict[int, Tensor] = {}
+        for name, weight in weights.items():
+            rounded.setdefault(id(weight), weight.to(self.of.get(name, weight.dtype)))
+        return {name: rounded[id(weight)] for name, weight in weights.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """The folder of one run's result. `run_key` names everything that it depends on."""
@@ -37,12 +71,32 @@ class Output:
     folder: Path
     run_key: str
 
-    def save(self, model: Any, processor: Any, kind: Kind, told: dict[str, int]) -> None:
-        """Write the weights, and then `told` (pairs and steps), which makes the run a finished one."""
+    def save(
+        self,
+        model: Any,
+        processor: Any,
+        kind: Kind,
+        told: dict[str, int],
+        weights: dict[str, Tensor] | None = None,
+        *,
+        beside: Callable[[Path], Any] = lambda folder: None,
+    ) -> None:
+        """Write the weights, and then `told` (pairs and steps), which makes the run a finished one.
+
+        `weights` are the whole ones by name, where the model holds a part of them only. `beside` writes what else is to
+        lie in their folder.
+        """
         with replacing(self.folder / kind) as partial:
-            options = {"save_embedding_layers": False} if kind == "adapter" else {}
-            model.save_pretrained(partial, **options)
+            options: dict[str, Any] = {"save_embedding_layers": False} if kind == "adapter" else {}
+            # What is given is taken out again, shard by shard.
+            kinds = [weight.dtype for weight in (weights or {}).values() if weight.is_floating_point()]
+            with own_class(unwrapped(model)):
+                model.save_pretrained(partial, state_dict=weights, **options)
+            if kinds and kind == "model":
+                model.config.dtype = kinds[0]
+                model.config.save_pretrained(partial)
             processor.save_pretrained(partial)
+            beside(partial)
         with replacing(self.folder / "result.json") as partial:
             state = {"run_key": self.run_key, "kind": kind, **told}
             partial.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")

@@ -11,17 +11,24 @@ from dataclasses import dataclass
 
 import torch
 
-from mmalign.train.config import Schedule
+from mmalign.errors import TrainError
+from mmalign.objectives import Objective
+from mmalign.train.config import Schedule, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The seeded order of pairs over all epochs, cut into optimizer steps; the last step of an epoch may be short."""
+    """The seeded order of pairs over all epochs, cut into optimizer steps; the last step of an epoch may be short.
+
+    `twins` names, for every pair, what it is one of two versions of, or None: no step has both, but where the pairs are
+    too few for its size.
+    """
 
     num_pairs: int
     batch_size: int
     epochs: int
     seed: int
+    twins: Sequence[str | None] = ()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -37,7 +44,23 @@ class Order:
         digest = hashlib.sha256(f"{self.seed}:{epoch}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         order: list[int] = torch.randperm(self.num_pairs, generator=generator).tolist()
+        if any(self.twins):
+            order = _parted(order, self.twins, self.batch_size)
         return order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def _parted(order: list[int], twins: Sequence[str | None], size: int) -> list[int]:
+    """First one version of every pair, then the others; those whose twin is in the step between go to the end."""
+    seen: set[str] = set()
+    first: list[int] = []
+    second: list[int] = []
+    for index in order:
+        name = twins[index]
+        (second if name in seen else first).append(index)
+        if name is not None:
+            seen.add(name)
+    between = {twins[index] for index in first[len(first) - len(first) % size :]} - {None}
+    return first + sorted(second, key=lambda index: twins[index] in between)
 
 
 def rank_share(batch: list[int], rank: int, world: int) -> tuple[list[int], int]:
@@ -72,6 +95,22 @@ def micro_batches(batch: list[int], kinds: Sequence[str], rank: int, world: int,
             part = mine[first : first + size]
             found.append(MicroBatch(part, min(len(part), max(0, num_mine - first))))
     return found
+
+
+def micro_batch_size(objective: Objective, config: TrainConfig, kinds: Sequence[str], world: int) -> int:
+    """Pairs per forward: all of a step where the objective compares them with each other, else as configured.
+
+    Raises TrainError where they cannot share a forward: several ranks, or media of several kinds.
+    """
+    if "whole_step" not in objective.needs:
+        return config.micro_batch_size
+    told = f"objective {objective.name} compares all pairs of a step with each other"
+    if world > 1:
+        raise TrainError(f"{told}, which takes them to one process; start one instead of {world}")
+    if len(found := sorted(set(kinds))) > 1:
+        named = ", ".join(kind or "text" for kind in found)
+        raise TrainError(f"{told}, but these pairs are about media of several kinds ({named}); train on one kind")
+    return config.batch_size
 
 
 def lr_factor(step: int, num_steps: int, warmup_ratio: float, schedule: Schedule) -> float:

@@ -16,21 +16,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
 
 from mmalign.errors import TrainError
 from mmalign.lm.load import Loaded
+from mmalign.lm.quantize import is_quantized
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import Objective
 from mmalign.pairs import PairRow
+from mmalign.train.arrange import arranged
 from mmalign.train.atomic import replacing
 from mmalign.train.collate import Collator
 from mmalign.train.config import TrainConfig
 from mmalign.train.curriculum import Curriculum, curriculum
 from mmalign.train.head import unwrapped
-from mmalign.train.keys import rows_key, short_key, template_key
+from mmalign.train.interrupt import stop_on_signals
+from mmalign.train.keys import short_key, template_key
+from mmalign.train.launch import asks_to_share
 from mmalign.train.metrics import read_metrics
 from mmalign.train.progress import ProgressLine
 from mmalign.train.reference import FirstPass, Measured
@@ -51,7 +54,11 @@ def train_pairs(
     limits: MediaLimits | None = None,
     quiet: bool = False,
 ) -> TrainResult:
-    """Train as `config.stages` says, in one run or in stages; arguments and result are those of `PreferenceTrainer`."""
+    """Train on what `config.arrange` makes of the rows, in one run or in stages as `config.stages` says.
+
+    Arguments and result are those of `PreferenceTrainer`.
+    """
+    rows = arranged(rows, config)
     if config.stages == "renew":
         return train_stages(loaded, rows, objective, config, data_root, output, limits=limits, quiet=quiet)
     return PreferenceTrainer(loaded, rows, objective, config, data_root, output, limits=limits, quiet=quiet).train()
@@ -76,7 +83,18 @@ def train_stages(
     is the sum of their ranks, for the model that the first stage started from. The result counts a pair once, in
     however many stages it was.
     """
-    begin(loaded, rows, objective, config)
+    rows = begin(loaded, rows, objective, config)
+    if any(need.startswith("head:") for need in objective.needs):
+        raise TrainError(
+            f"train.stages: renew gives every stage a new adapter, and objective {objective.name} would get a new head "
+            "with it; set it to mixed"
+        )
+    why = "quantized weights" if is_quantized(loaded.model) else "FSDP2 or DeepSpeed" if asks_to_share() else ""
+    if why:
+        raise TrainError(
+            f"train.stages is renew, where each stage's adapter becomes part of the weights, which {why} cannot do; "
+            "set it to mixed"
+        )
     limits = limits or MediaLimits()
 
     def measure(rows: list[PairRow], sides: tuple[str, ...]) -> Measured:
@@ -116,7 +134,7 @@ def _measured(
 ) -> Measured:
     """Lengths of all pairs, without a model; every stage computes its reference itself, when it starts."""
     ranks = PartialState(cpu=next(loaded.model.parameters()).device.type == "cpu")
-    forms = [asdict(collate.limits), collate.sides, template_key(loaded), rows_key(rows, labels=True)]
+    forms = [asdict(collate.limits), collate.sides, template_key(loaded)]
     first_pass = FirstPass(
         folder=output / "lengths",
         key=short_key(forms),
@@ -126,11 +144,10 @@ def _measured(
         max_length=config.max_length,
         rank=ranks.process_index,
         world=ranks.num_processes,
-        wait=ranks.wait_for_everyone,
     )
     visible = ranks.is_main_process and not quiet
-    with ProgressLine("measuring", len(rows), unit="pairs", visible=visible) as line:
-        return first_pass.run(rows, line.advance)
+    with stop_on_signals() as stop, ProgressLine("measuring", len(rows), unit="pairs", visible=visible) as line:
+        return replace(first_pass, stop=stop).run(rows, line.advance)
 
 
 def _merged(model: Any) -> Any:
@@ -146,12 +163,10 @@ def _load_result(model: Any, result: TrainResult) -> None:
         set_peft_model_state_dict(model, load_file(result.path / "adapter_model.safetensors"))
         return
     kind: Any = type(unwrapped(model))
-    saved = kind.from_pretrained(result.path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    saved = kind.from_pretrained(result.path, dtype="auto", use_safetensors=True, local_files_only=True)
     values = dict(saved.named_parameters())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(values[name])
+    for name, parameter in model.named_parameters():
+        parameter.data = values[name].data.to(parameter.device)
 
 
 def _finish(trainer: PreferenceTrainer, plan: Curriculum, results: Sequence[TrainResult], output: Path) -> TrainResult:

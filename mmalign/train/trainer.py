@@ -6,60 +6,69 @@ size, not on interruptions, not on the number of processes (but for adapter drop
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.tracking import get_available_trackers
-from torch import Tensor
 
-from mmalign.errors import TrainError
+from mmalign.errors import Interrupted, TrainError
 from mmalign.lm.load import Loaded
+from mmalign.lm.quantize import is_quantized
 from mmalign.media.read import MediaLimits
-from mmalign.objectives import Objective, refuse_unmet
+from mmalign.objectives import Objective
 from mmalign.pairs import PairRow
+from mmalign.train.arrange import twins_of
+from mmalign.train.beside import Beside
 from mmalign.train.checkpoint import Checkpoints
-from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.config import FREE_KEYS, PROVIDED, TrainConfig
+from mmalign.train.collate import Collator
+from mmalign.train.config import FREE_KEYS, TrainConfig
 from mmalign.train.forward import Forward
+from mmalign.train.gate import fit_gate
+from mmalign.train.heads import RewardHead, freeze_output_layer, reads_logps
+from mmalign.train.interrupt import Stop, stop_on_signals
 from mmalign.train.keys import rows_key, short_key, template_key, weights_key
 from mmalign.train.lengths import short_enough
 from mmalign.train.metrics import MetricsLog
 from mmalign.train.modality import modality
-from mmalign.train.optimizer import adamw, autocast
-from mmalign.train.progress import ProgressLine
-from mmalign.train.reference import FirstPass, Measured
-from mmalign.train.saving import Kind, Output, TrainResult
-from mmalign.train.schedule import MicroBatch, Order, lr_factor, micro_batches
-from mmalign.train.sharing import share_where_equal
+from mmalign.train.needs import prepared
+from mmalign.train.optimizer import adamw
+from mmalign.train.preparing import Preparation
+from mmalign.train.progress import Meter, note_of
+from mmalign.train.ranks import Ranks
+from mmalign.train.reference import Measured
+from mmalign.train.run import Run
+from mmalign.train.saving import Kind, Output, TrainResult, Types
+from mmalign.train.schedule import Order, lr_factor, micro_batch_size
+from mmalign.train.sources import Sources
 from mmalign.train.spans import with_phrases
-from mmalign.train.step import StepTotals, refuse_nonfinite, sides_of
-from mmalign.train.weights import reaches_media, trainable, training_mode
+from mmalign.train.step import sides_of, values_of
+from mmalign.train.stepping import Stepper
+from mmalign.train.trackers import refuse_unknown, settings_of
+from mmalign.train.weights import trainable, training_mode
 
 
-def begin(loaded: Loaded, rows: Sequence[PairRow], objective: Objective, config: TrainConfig) -> None:
-    """Set torch's threads. Raises TrainError for pairs and settings that cannot be trained with, whatever they hold."""
+def begin(loaded: Loaded, rows: Sequence[PairRow], objective: Objective, config: TrainConfig) -> list[PairRow]:
+    """Set torch's threads; the rows with all that the objective reads of them.
+
+    Raises TrainError for pairs and settings that cannot be trained with, whatever they hold.
+    """
     if not rows:
         raise TrainError("there are no pairs to train on; look at the yield and the quarantine of the generation")
-    try:
-        refuse_unmet(objective, PROVIDED)
-    except ValueError as error:
-        raise TrainError(str(error)) from None
-    if absent := sorted(set(config.report_to) - {str(name) for name in get_available_trackers()}):
-        raise TrainError(f"train.report_to: {', '.join(absent)}: not installed or not known to accelerate")
+    found = prepared(rows, objective, config)
+    refuse_unknown(config.report_to)
     if not config.precompute_reference and hasattr(loaded.model, "peft_config"):
         raise TrainError(
             "train.precompute_reference is false, but the model comes with an adapter, which is part of the "
             "reference; set it to true"
         )
+    if config.lora is None and is_quantized(loaded.model):
+        raise TrainError(
+            "train.lora is null, but the model's weights are quantized; only adapters are trained on those"
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
+    return found
 
 
 class PreferenceTrainer:
@@ -70,7 +79,8 @@ class PreferenceTrainer:
     back the finished result. `data_root` is the folder that media paths are relative to, `limits` are those of the
     pairs' making. `start_key` names the weights that training starts from, where they come out of a computation that
     need not give the same last bits again; `measured` are the lengths of the rows where they are known. The trained
-    weights are in `output` and, when the last call did train, in `model`.
+    weights are in `output` and, when the last call did train, in `model`. A reward model's head is saved beside them
+    (`mmalign.train.scoring` scores with it) and is `reward_head` here.
 
     Raises TrainError when there is nothing to train on, or what there is cannot be trained on.
     """
@@ -89,157 +99,141 @@ class PreferenceTrainer:
         measured: Measured | None = None,
         quiet: bool = False,
     ) -> None:
-        begin(loaded, rows, objective, config)
+        rows = begin(loaded, rows, objective, config)
         self.objective, self.config, self.output = objective, config, output
         self.rows, self._num_given = with_phrases(rows, objective), len(rows)
-        self._kinds = [modality(row, loaded.renderer) for row in self.rows]
         self.processor = loaded.processor
-        self._measured = measured
-        self._sides = sides_of(objective)
+        kinds = [modality(row, loaded.renderer) for row in self.rows]
+        sides = sides_of(objective, self.rows)
         limits = limits or MediaLimits()
-        self._collate = Collator(loaded.renderer, data_root, limits, self._sides)
         start = start_key or weights_key(loaded.model)
+        sources = Sources.of(loaded, objective, config)
+        self._types = Types.found(loaded.model)
         torch.manual_seed(config.seed)
+        is_new = config.lora is not None and not hasattr(loaded.model, "peft_config")
         self.model = trainable(loaded.model, config)
-        self._forward = Forward.of(self.model, objective, config)
-        on_cpu = next(self.model.parameters()).device.type == "cpu"
-        # A step's last forward, which exchanges gradients, can be one about text alone.
-        ranks = DistributedDataParallelKwargs(find_unused_parameters=reaches_media(self.model))
-        self._accelerator = Accelerator(
-            cpu=on_cpu, log_with=list(config.report_to) or None, project_dir=str(output), kwargs_handlers=[ranks]
+        if not reads_logps(objective):
+            freeze_output_layer(self.model)
+        ranks = Ranks(self.model, config, output)
+        head = RewardHead.of(self.model, objective, self.rows, config, ranks.device)
+        # ZeRO-3 learns the order of modules from the first forward, so there all of them run.
+        is_new = is_new and not ranks.shares_weights
+        forward = Forward.of(self.model, objective, config, sources, head, adapter_is_new=is_new)
+        processor_key = template_key(loaded)
+        forms = [start, asdict(limits), sides, config.precision, processor_key]
+        self._run = Run(
+            loaded=loaded,
+            model=self.model,
+            rows=self.rows,
+            kinds=kinds,
+            sides=sides,
+            objective=objective,
+            config=config,
+            output=output,
+            ranks=ranks,
+            forward=forward,
+            beside=Beside(objective, head, ranks.device),
+            pass_key=short_key([*forms, forward.scores_reference, forward.head is not None]),
+            processor_key=processor_key,
+            is_quiet=quiet or not ranks.is_first,
         )
-        forms = [start, asdict(limits), self._sides, config.precision, template_key(loaded), config.max_length]
-        read = [self._forward.scores_reference, self._forward.head is not None]
-        self._pass_key = short_key([*forms, rows_key(self.rows, labels=False), *read])
+        self._measured = measured
+        self._size = micro_batch_size(objective, config, kinds, ranks.count)
+        self._collate = Collator(
+            loaded.renderer, data_root, limits, sides, values=values_of(objective), states=forward.reads_states
+        )
         settings = {key: value for key, value in asdict(config).items() if key not in FREE_KEYS}
-        self.run_key = short_key([*forms, rows_key(self.rows, labels=True), repr(objective), settings])
+        others = {name: weights_key(source.model) for name, source in sources.models.items()}
+        self.run_key = short_key(
+            [*forms, rows_key(self.rows), repr(objective), settings, *([others] if others else [])]
+        )
         self._result = Output(folder=output, run_key=self.run_key)
-        self._quiet = quiet or not self._accelerator.is_main_process
+
+    @property
+    def reward_head(self) -> RewardHead | None:
+        """The head that is trained, where the objective is that of a reward model."""
+        return self._run.beside.head
 
     def train(self) -> TrainResult:
-        """Train to the end, from wherever an earlier call was interrupted."""
+        """Train to the end, from wherever an earlier call was interrupted.
+
+        Raises Interrupted, with everything on disk to go on, after the first SIGINT or SIGTERM.
+        """
         if (done := self._result.found()) is not None:
             return done
-        measured, kept = self._measure()
-        accelerator, config = self._accelerator, self.config
-        order = Order(len(kept), config.batch_size, config.epochs, config.seed)
-        model, optimizer = accelerator.prepare(self.model, adamw(self.model, config))
+        with stop_on_signals() as stop:
+            return self._train(stop)
+
+    def _train(self, stop: Stop) -> TrainResult:
+        run, ranks, config = self._run, self._run.ranks, self.config
+        model, optimizer = ranks.prepare(self.model, adamw(self.model, config))
+        run.forward.to(ranks.device)
+        preparation = Preparation(run, stop)
+        collate = preparation.collator(self._collate)
+        measured = preparation.measure(collate, self._measured)
+        kept = short_enough(self.rows, measured.lengths, config)
+        order = Order(
+            len(kept), config.batch_size, config.epochs, config.seed, twins_of([self.rows[index] for index in kept])
+        )
         checkpoints = Checkpoints(
             folder=self.output / "checkpoints",
             run_key=self.run_key,
             keep=config.keep_checkpoints,
-            rank=accelerator.process_index,
-            wait=accelerator.wait_for_everyone,
+            rank=ranks.index,
+            wait=ranks.wait,
         )
         start = checkpoints.resume(self.model, optimizer)
+        if start:
+            run.beside.load(checkpoints.beside())
+        elif (head := self.reward_head) is not None and head.spec.name == "gated":
+            rows, kinds = [self.rows[index] for index in kept], [run.kinds[index] for index in kept]
+            fit_gate(head, self.model, collate, rows, kinds, config, ranks)
         log = MetricsLog(self.output / "metrics.jsonl")
-        if accelerator.is_main_process:
+        if ranks.is_first:
             log.rewind(start)
-        accelerator.init_trackers("mmalign", {"objective": repr(self.objective)})
+        ranks.accelerator.init_trackers("mmalign", settings_of(self.objective, config))
         training_mode(self.model)
-        with ProgressLine("training", order.num_steps, start, unit="steps", visible=not self._quiet) as line:
+        stepper, meter = Stepper(run, model, optimizer, collate, measured, self._size), Meter(ranks.device)
+        with run.line("training", order.num_steps, start, "steps") as line:
             for step in range(start, order.num_steps):
                 rate = config.learning_rate * lr_factor(step, order.num_steps, config.warmup_ratio, config.schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 indices = [kept[index] for index in order.batch(step)]
-                values = self._step(model, optimizer, indices, measured)
+                run.beside.progress = step / order.num_steps
+                values = stepper.step(indices)
                 values = {"step": step + 1, "epoch": (step + 1) / order.steps_per_epoch, "lr": rate, **values}
-                if accelerator.is_main_process:
+                if ranks.is_first:
                     log.append(values)
-                accelerator.log(values, step=step + 1)
-                line.advance(note=f"loss {values['loss']:.4f}")
-                if config.checkpoint_every_steps and (step + 1) % config.checkpoint_every_steps == 0:
-                    checkpoints.save(step + 1, self.model, optimizer)
-        for tracker in accelerator.trackers:
+                speed = meter.step(int(measured.lengths[indices].sum()))
+                ranks.accelerator.log({**values, **speed}, step=step + 1)
+                line.advance(note=note_of(values, speed))
+                is_stopped = stop.agreed()
+                every = config.checkpoint_every_steps
+                if is_stopped or (every and (step + 1) % every == 0):
+                    checkpoints.save(step + 1, self.model, optimizer, run.beside.state())
+                if is_stopped:
+                    raise Interrupted(
+                        f"interrupted after step {step + 1} of {order.num_steps}; a checkpoint is written, run the "
+                        "same command again to go on"
+                    )
+        for tracker in ranks.accelerator.trackers:
             # Not `end_training`: that would also part the ranks, who have more to do.
             tracker.finish()
+        return self._save(len(kept), order.num_steps)
+
+    def _save(self, num_pairs: int, steps: int) -> TrainResult:
+        """Write the result, by all ranks together."""
+        ranks = self._run.ranks
         self.model.eval()
-        if accelerator.is_main_process:
-            told = {"num_pairs": len(kept), "num_dropped": self._num_given - len(kept), "steps": order.num_steps}
-            kind: Kind = "model" if config.lora is None else "adapter"
-            self._result.save(self.model, self.processor, kind, told)
-        accelerator.wait_for_everyone()
+        kind: Kind = "model" if self.config.lora is None else "adapter"
+        weights = ranks.whole_weights(self.model, kind)
+        if kind == "model" and (weights is not None or not ranks.shares_weights):
+            weights = self._types.restore(self.model, weights)
+        if ranks.is_first:
+            told = {"num_pairs": num_pairs, "num_dropped": self._num_given - num_pairs, "steps": steps}
+            self._result.save(self.model, self.processor, kind, told, weights, beside=self._run.beside.save)
+        ranks.wait()
         result = self._result.found()
         assert result is not None
         return result
-
-    # One optimizer step ----------------------------------------------------------------------------------------------
-
-    def _step(self, model: Any, optimizer: Any, indices: list[int], measured: Measured) -> dict[str, float]:
-        accelerator = self._accelerator
-        parts = micro_batches(
-            indices,
-            self._kinds,
-            accelerator.process_index,
-            accelerator.num_processes,
-            self.config.micro_batch_size,
-        )
-        tokens = measured.counts[indices].sum(0).tolist()
-        totals = StepTotals(len(indices), dict(zip(self._sides, tokens, strict=True)))
-        sums: dict[str, Tensor] = {}
-        for part in parts:
-            # Ranks exchange gradients once per step.
-            with nullcontext() if part is parts[-1] else accelerator.no_sync(model):
-                found = self._micro_step(model, part, totals, measured)
-            sums = {name: sums.get(name, torch.zeros_like(value)) + value for name, value in found.items()}
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
-        if not math.isfinite(norm):
-            ids = ", ".join(self.rows[index].id for index in indices)
-            raise TrainError(f"the gradient is not finite at the pairs {ids}; lower train.learning_rate or drop them")
-        optimizer.step()
-        optimizer.zero_grad()
-        values = {name: float(accelerator.reduce(value, reduction="sum")) for name, value in sums.items()}
-        return {**values, "grad_norm": float(norm)}
-
-    def _micro_step(self, model: Any, part: MicroBatch, totals: StepTotals, measured: Measured) -> dict[str, Tensor]:
-        """Forward and backward of some pairs; their share of the step's numbers."""
-        accelerator = self._accelerator
-        batch = self._collate([self.rows[index] for index in part.indices]).to(accelerator.device)
-        counted = (torch.arange(len(part.indices)) < part.num_counted).float().to(accelerator.device)
-        output = self.objective(self._forward.inputs(model, batch, part.indices, measured))
-        loss = totals.loss(output, batch.weight * counted)
-        refuse_nonfinite(output, batch.ids)
-        # Distributed training averages gradients over ranks; the loss is already divided by the whole step.
-        accelerator.backward(loss * accelerator.num_processes)
-        shares = {name: (value * counted).sum() / totals.pairs for name, value in output.metrics.items()}
-        return {"loss": loss.detach(), **shares}
-
-    # Before the first step -------------------------------------------------------------------------------------------
-
-    def _measure(self) -> tuple[Measured, list[int]]:
-        """The first pass, and the indices of the pairs that are short enough."""
-        accelerator, config = self._accelerator, self.config
-        self.model.to(accelerator.device)
-        self._forward.to(accelerator.device)
-        if config.shared_prefix == "auto":
-            self._collate = share_where_equal(
-                self.model,
-                self._collate,
-                self.rows,
-                self._kinds,
-                size=config.micro_batch_size,
-                max_length=config.max_length,
-                autocast=partial(autocast, accelerator.device, config),
-                device=accelerator.device,
-            )
-        if self._measured is not None and not self._forward.scores_reference:
-            return self._measured, short_enough(self.rows, self._measured.lengths, config)
-        first_pass = FirstPass(
-            folder=self.output / "reference",
-            key=self._pass_key,
-            collate=self._collate,
-            score=self._score if self._forward.scores_reference else None,
-            batch_size=config.micro_batch_size,
-            max_length=config.max_length,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            wait=accelerator.wait_for_everyone,
-        )
-        what = "reference" if self._forward.scores_reference else "measuring"
-        with ProgressLine(what, len(self.rows), unit="pairs", visible=not self._quiet) as line:
-            measured = first_pass.run(self.rows, line.advance)
-        return measured, short_enough(self.rows, measured.lengths, config)
-
-    def _score(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
-        return self._forward.reference(self.model, batch.to(self._accelerator.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -65,10 +66,24 @@ def training_mode(model: nn.Module) -> None:
 
 def reaches_media(model: nn.Module) -> bool:
     """Whether weights outside the language model are trained, of which forwards about text alone make no use."""
+    return any(weight.requires_grad for part in media_parts(model) for weight in part.parameters())
+
+
+def media_parts(model: nn.Module) -> list[nn.Module]:
+    """The largest modules with weights of which none belongs to the language model: tower, projector."""
     inner: Any = unwrapped(model)
-    parts = [part for part in (inner.get_decoder(), inner.get_output_embeddings()) if part is not None]
-    inside = {parameter for part in parts for parameter in part.parameters()}
-    return any(parameter.requires_grad and parameter not in inside for parameter in model.parameters())
+    named = (inner.get_decoder(), inner.get_input_embeddings(), inner.get_output_embeddings())
+    inside = {weight for part in named if part is not None for weight in part.parameters()}
+
+    def parts(module: nn.Module) -> Iterator[nn.Module]:
+        weights = set(module.parameters())
+        if weights and not weights & inside:
+            yield module
+        elif weights - inside:
+            for child in module.children():
+                yield from parts(child)
+
+    return list(parts(inner))
 
 
 def switch_off_dropout(model: nn.Module) -> None:

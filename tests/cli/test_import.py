@@ -1,5 +1,8 @@
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 
 def test_importing_mmalign_loads_nothing_heavy() -> None:
@@ -14,3 +17,24 @@ def test_every_public_name_is_there() -> None:
 
     for name in mmalign.__all__:
         assert getattr(mmalign, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((), "no such recipe"),
+        (("--train.lerning_rate", "1"), "train.lerning_rate: unknown key, did you mean train.learning_rate?"),
+        (("--method.name", "stick"), "stick"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_told_before_torch_is_loaded(
+    flags: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    if flags:
+        recipe.write_text("method: {name: stic}\nobjective: {name: dpo}\n", encoding="utf-8")
+    argv = ["train", str(recipe), *flags]
+    code = f"import sys; from mmalign.cli import main; print(main({argv!r}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 False"
+    assert told in done.stderr

@@ -1,5 +1,6 @@
 from mmalign.evaluate.controls import random_signs, turned
 from mmalign.pairs import PairRow
+from mmalign.sides import AnswerRow
 
 
 def row(index: int, **more: object) -> PairRow:
@@ -32,4 +33,38 @@ def test_turning_exchanges_everything_that_belongs_to_a_side() -> None:
     assert (back.chosen, back.rejected, back.gap) == ("bad", "good", -2.0)
     assert (back.context, back.rejected_context) == (other, one.context)
     assert (back.chosen_spans, back.rejected_spans) == (((1, 2),), ((0, 1),))
+    assert turned(back) == one
+
+
+def test_turning_turns_what_else_a_pair_carries() -> None:
+    gold, good, bad = (AnswerRow(text=text) for text in ("best", "good", "bad"))
+    one = row(
+        0,
+        values={
+            "chosen_reward": 2.0,
+            "rejected_reward": 1.0,
+            "chosen_sources": (-1.0,),
+            "rejected_sources": (-2.0,),
+            "scores": (0.1, 0.9, 0.5, 0.7),
+            "preferences": ((0.5, 0.8), (0.2, 0.5)),
+            "log_prior": (-1.0, -2.0, -3.0, -4.0),
+        },
+        sides={"gold": gold, "chosen_after_rejected": good, "rejected_after_rejected": bad, "answers": (good, bad)},
+    )
+    back = turned(one)
+    assert back.values == {
+        "chosen_reward": 2.0,  # the preference is in these: now it is for the other text
+        "rejected_reward": 1.0,
+        "chosen_sources": (-2.0,),
+        "rejected_sources": (-1.0,),
+        "scores": (0.9, 0.1, 0.7, 0.5),
+        "preferences": ((0.5, 0.2), (0.8, 0.5)),
+        "log_prior": (-1.0, -2.0, -3.0, -4.0),
+    }
+    assert back.sides == {
+        "gold": gold,
+        "rejected_after_chosen": good,
+        "chosen_after_chosen": bad,
+        "answers": (good, bad),
+    }
     assert turned(back) == one

@@ -12,6 +12,7 @@ import torch
 
 from mmalign.cli import listing
 from mmalign.errors import RecipeError
+from mmalign.methods import find_method
 from mmalign.objectives import (
     DPO,
     OBJECTIVES,
@@ -29,7 +30,8 @@ from mmalign.objectives.distill import DCKD
 from mmalign.objectives.needs import KINDS, WORDS
 from mmalign.objectives.noisy import LCPO
 from mmalign.recipe.load import load_recipe
-from mmalign.train.config import PROVIDED
+from mmalign.train.config import TrainConfig
+from mmalign.train.needs import promised
 from tests.objectives.fixtures import close, f1
 from tests.objectives.rooms import room
 
@@ -61,10 +63,34 @@ def test_a_sum_needs_what_its_parts_need() -> None:
 def test_two_terms_of_one_side_are_computed_together() -> None:
     total = Sum(terms=({"name": "wpo"}, {"name": "dckd"}))
     made = room(total, 0)
-    assert set(made.inputs.chosen.terms) == {"kl", "log_agreement"}
-    expected = OBJECTIVES["wpo"]()(made.inputs).loss + DCKD()(made.inputs).loss
+    assert set(made.inputs.chosen.terms) == {"0.log_agreement", "1.kl"}
+    expected = OBJECTIVES["wpo"]()(_with_terms_of(made.inputs, 0)).loss + DCKD()(_with_terms_of(made.inputs, 1)).loss
     torch.testing.assert_close(total(made.inputs).loss, expected)
     assert isinstance(total.token_terms["chosen"], TokenTerm)
+
+
+def test_terms_of_the_same_name_stay_apart() -> None:
+    """The same objective twice, with other parameters: each part reads what its own gave."""
+    total = Sum(terms=({"name": "adpa"}, {"name": "adpa", "clip": 0.1, "weight": 0.5}))
+    inputs = room(total, 0).inputs
+    first, second = (part(_with_terms_of(inputs, index)) for index, (_, part) in enumerate(total.parts))
+    assert not torch.allclose(first.pooled["sample"], second.pooled["sample"])
+    output = total(inputs)
+    torch.testing.assert_close(output.pooled["sample"], first.pooled["sample"] + 0.5 * second.pooled["sample"])
+    torch.testing.assert_close(output.metrics["advantage"], first.metrics["advantage"])
+    torch.testing.assert_close(output.metrics["adpa_2/advantage"], second.metrics["advantage"])
+
+
+def _with_terms_of(inputs: LossInputs, index: int) -> LossInputs:
+    place = f"{index}."
+    sides = {
+        name: replace(
+            side,
+            terms={key.removeprefix(place): value for key, value in side.terms.items() if key.startswith(place)},
+        )
+        for name, side in inputs.sides.items()
+    }
+    return replace(inputs, sides=sides)
 
 
 def test_parts_keep_their_own_memories() -> None:
@@ -94,6 +120,7 @@ def test_parts_keep_their_own_memories() -> None:
         (({"name": "dpo", "beta": "much"},), "terms.0.beta is 'much'; it must be a number"),
         (({"name": "dpo", "weight": "half"},), "terms.0.weight is 'half'; it must be a number"),
         (({"name": "ipo", "weight": True},), "terms.0.weight is True"),
+        (({"name": "pal"}, {"name": "pal", "dimension": 8}), "terms.1: dimension is 8, in a term before it 512"),
     ],
 )
 def test_wrong_terms_are_named(terms: Any, words: str) -> None:
@@ -229,7 +256,7 @@ def test_an_objective_named_in_a_recipe_is_built_or_says_what_it_lacks(tmp_path:
     path = tmp_path / "recipe.yaml"
     path.write_text(f"method: {{name: stic}}\ndata: {{scenes: 1}}\nobjective: {{name: {name}}}\n", encoding="utf-8")
     objective = OBJECTIVES[name]()
-    if set(objective.needs) <= set(PROVIDED):
+    if objective.needs <= promised(find_method("stic")(), TrainConfig()):
         assert load_recipe(path).objective == objective
     else:
         with pytest.raises(RecipeError, match=f"objective {name} needs what these pairs and this trainer do not give"):

@@ -69,7 +69,7 @@ def test_it_names_what_is_absent(objective: Objective) -> None:
     """Without any one of the things that it needs it says so in one line, and reads nothing else."""
     inputs = room(objective, 0).inputs
     for name in inputs.values:
-        if name == "user":  # which its head reads
+        if name == "user" or objective.name == "armorm":  # which its head reads
             continue
         less = replace(inputs, values={key: value for key, value in inputs.values.items() if key != name})
         with pytest.raises(ValueError, match=f"the value '{name}'.*'value:{name}'"):
@@ -141,8 +141,6 @@ def test_padding_and_order_change_nothing(objective: Objective) -> None:
     inputs = room(objective, 5).inputs
     order = torch.tensor([2, 0, 1])
     found, expected = total(objective, reordered(inputs, order, 3)), total(objective, inputs)
-    if objective.name in ("aot", "aot_unpaired"):  # their losses come in order of size
-        found, expected, order = found.sort().values, expected.sort().values, torch.arange(SIZE)
     torch.testing.assert_close(found, expected[order])
 
 

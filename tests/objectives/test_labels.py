@@ -106,6 +106,16 @@ def test_small_extras() -> None:
     close(group_advantage(tensor([3.0])), [[0.0]])
 
 
+@pytest.mark.parametrize("reward", [0.1, 0.3, 0.7, 0.9, -0.37])
+def test_equal_rewards_have_no_advantage_whatever_float32_makes_of_their_mean(reward: float) -> None:
+    for count in range(2, 17):
+        rewards = torch.full((1, count), reward)
+        assert group_advantage(rewards).abs().max() == 0, count
+        assert left_out_advantage(rewards).abs().max() == 0, count
+    nearly = torch.tensor([[0.3, 0.3 + 3e-8, 0.3]])
+    assert group_advantage(nearly).abs().max() < 1e-3, "rounding is not blown up"
+
+
 def test_nothing_here_carries_gradient() -> None:
     x = tensor(0.2, 0.4, 0.9).requires_grad_()
     found = [

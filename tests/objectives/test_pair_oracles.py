@@ -91,6 +91,19 @@ def test_optimal_transport_sorts_over_the_batch() -> None:
     assert AOT().needs >= {"whole_step"}
 
 
+def test_what_optimal_transport_gives_a_pair_is_that_of_its_own_margin() -> None:
+    """So that the pair's weight, and its name where a loss is no number, are those of what it steers."""
+    inputs = f1()  # margins 3 and -2, so sorting swaps the pairs
+    for one in inputs.sides.values():
+        one.token_logps.requires_grad_()
+    for objective in (AOT(), UnpairedAOT()):
+        loss = objective(inputs).loss
+        for index in range(2):
+            (slope,) = torch.autograd.grad(loss[index], inputs.chosen.token_logps, retain_graph=True)
+            assert slope[index].abs().sum() > 0
+            assert slope[1 - index].abs().sum() == 0
+
+
 def test_discopop_lowers_margins_first() -> None:
     inputs = pairs(side([[0.0]], [[0.0]]), side([[0.0]], [[0.0]]))
     inputs.chosen.token_logps.requires_grad_()
@@ -152,11 +165,22 @@ def test_selfie() -> None:
     close(output.seen["margin"], [0.25, -0.3])
     early = objective(replace(inputs, sides=sides, memory={"margins": window}, progress=0.1))
     close(early.loss, [0.598139, 0.770957])
-    after = objective.remember({"margins": window}, output.seen)["margins"]
+    after = objective.remember({"margins": window, "ages": torch.tensor([1, 1, 0, 0])}, output.seen)["margins"]
     close(after, [1, 1, 0.25, -0.3])
     # Without a model moved on the margin is beta D, without a window its threshold is 0.
     plain = Selfie()(replace(inputs, memory=Selfie().start_memory()))
     assert plain.metrics["trusted"].tolist() == [1.0, 0.0]
+
+
+def test_a_short_step_does_not_cut_the_window_of_margins() -> None:
+    """The last step of an epoch may hold fewer pairs; the window is one of steps."""
+    objective = Selfie(window=3)
+    memory = objective.start_memory()
+    for count in (4, 4, 4, 1):
+        memory = objective.remember(memory, {"margin": torch.full((count,), float(count))})
+    assert memory["margins"].tolist() == [4.0] * 8 + [1.0]
+    memory = objective.remember(memory, {"margin": torch.zeros(2)})
+    assert memory["margins"].tolist() == [4.0] * 4 + [1.0, 0.0, 0.0]
 
 
 def test_soft_labels() -> None:
@@ -180,6 +204,8 @@ def test_squares() -> None:
     close(IREPO()(f1([0.8, 0.4])).loss, [1.407294, 0.065262])
     sure = IREPO(annotators=4)(f1([1.0, 1.0])).loss
     close(sure, [(0.2 - math.log(7)) ** 2, (-0.15 - math.log(7)) ** 2])
+    with pytest.raises(ValueError, match="annotators is 1; it must be 2 or more"):
+        IREPO(annotators=1)  # whatever the label, its target would be 0
     rewards = {"chosen_reward": tensor(-5, -6), "rejected_reward": tensor(-7, -4)}
     close(Sharpening()(given(f1(), **rewards)).loss, [3.24, 3.4225])
 

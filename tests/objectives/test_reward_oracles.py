@@ -17,6 +17,7 @@ from mmalign.objectives.heads import (
     IdealPoint,
     ScalarHead,
     distance,
+    fitted,
     gated,
     ridge,
     spearman,
@@ -87,6 +88,20 @@ def test_contrast() -> None:
     close(objective(replace(inputs, sides=sides)).loss, [0.451101 + 2 * 0.183901, 0.873015 + 2 * 0.865893], 2e-6)
 
 
+def test_states_of_16_bits_are_compared_in_32() -> None:
+    draw = torch.Generator().manual_seed(0)
+    common = 100 * torch.randn(2, 8, generator=draw)
+    names = ("chosen", "rejected", "chosen_view", "rejected_view")
+    states = {name: (common + torch.randn(2, 8, generator=draw)).bfloat16() for name in names}
+    inputs = scored(torch.tensor(CHOSEN), torch.tensor(REJECTED), source=torch.tensor([0, 1]))
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        sides = {n: replace(inputs.side(n.removesuffix("_view")), state=states[n].to(dtype)) for n in names}
+        given = replace(inputs, sides=sides, memory=MORE().start_memory())
+        found[dtype] = StrengthRM(mode="smoothing", contrast=1.0)(given).loss, MORE()(given).seen["gradient"]
+    torch.testing.assert_close(found[torch.bfloat16], found[torch.float32])
+
+
 def test_crm() -> None:
     losses = tensor(0.2, 1.5, 0.4, 0.9), tensor(0.3, 0.2, 1.1, 0.8)
     assert small_loss(losses[1], 0.5).tolist() == [True, True, False, False]
@@ -133,6 +148,24 @@ def test_more() -> None:
     close(absent["gradients"][1], unit[1].tolist())
 
 
+def test_a_source_that_has_not_been_seen_yet_takes_no_weight() -> None:
+    """Its gradient is unknown, not zero: a zero would be the shortest mixture, and nothing would be learnt."""
+    inputs = scored(tensor(0.8, -0.5), tensor(0, 0), source=tensor(0, 0))
+    states = tensor([1, 0], [0.5, 1])
+    sides = {
+        "chosen": replace(inputs.chosen, state=states),
+        "rejected": replace(inputs.rejected, state=torch.zeros_like(states)),
+    }
+    objective = MORE(sources=3)
+    inputs = replace(inputs, sides=sides, memory=objective.start_memory())
+    output = objective(inputs)
+    close(output.metrics["source_weight"], [1.0, 1.0])
+    torch.testing.assert_close(output.loss, 3 * BradleyTerry()(inputs).loss)
+    later = replace(inputs, memory=objective.remember(inputs.memory, output.seen), values={"source": tensor(1, 1)})
+    weights = objective(later).metrics["source_weight"]
+    assert 0 < weights[0].item() < 1, "a source of an earlier step keeps its gradient"
+
+
 def test_gradients_that_more_derives_are_those_of_the_head() -> None:
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(4, 3, dtype=torch.float64, generator=generator)
@@ -165,8 +198,9 @@ def test_pal() -> None:
     head.squared = True
     squares = scored(head(tensor([1, 1]), user), head(tensor([0, -1]), user))
     close(PAL(link="logistic")(squares).loss, [0.126928])
-    assert head.penalty(4.0).item() == 0.0
-    assert head.penalty(1.5).item() == pytest.approx(0.5)
+    assert head.penalty().item() == 0.0
+    head.bound = 1.5
+    assert head.penalty().item() == pytest.approx(0.5)
     point = torch.zeros(2, requires_grad=True)
     distance(point, torch.zeros(2)).backward()
     assert point.grad is not None
@@ -204,6 +238,21 @@ def test_ridge_skips_missing_labels() -> None:
     labels = tensor([2, math.nan], [3, math.nan], [math.nan, math.nan])
     weights = ridge(states, labels, 1e-9)
     close(weights, [[2.0, 3.0], [0.0, 0.0]])
+
+
+def test_the_first_stage_finds_the_attributes() -> None:
+    """The penalty that predicts held-out rows best: little where states tell the labels, much where they are noise."""
+    generator = torch.Generator().manual_seed(2)
+    states = torch.randn(60, 6, generator=generator)
+    truth = torch.randn(3, 6, generator=generator)
+    labels = states @ truth.T
+    labels[::7, 1] = math.nan
+    weights, penalty = fitted(states, labels, 2)
+    torch.testing.assert_close(weights, truth, rtol=1e-3, atol=1e-3)
+    assert weights.dtype == penalty.dtype == torch.float32
+    assert penalty[2] == 0
+    states, noise = torch.randn(30, 20, generator=generator), torch.randn(30, 3, generator=generator)
+    assert fitted(states, noise, 2)[0].norm() < 0.5 * ridge(states, noise, 1e-4).norm()
 
 
 def test_verbosity_is_taken_out() -> None:

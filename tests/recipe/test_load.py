@@ -6,7 +6,13 @@ from mmalign.errors import RecipeError
 from mmalign.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted([*ROOT.glob("recipes/*/*.yaml"), *ROOT.glob("mmalign/tiny/recipes/**/*.yaml")])
+RECIPES = sorted(
+    [
+        *ROOT.glob("recipes/image/*.yaml"),
+        *ROOT.glob("recipes/video/*.yaml"),
+        *ROOT.glob("mmalign/tiny/recipes/**/*.yaml"),
+    ]
+)
 GOOD = """
 seed: 3
 method: {name: stic, p_bad_prompt: 0.25}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
 
 from mmalign.errors import TrainError
 from mmalign.lm.render import Renderer
@@ -19,7 +19,7 @@ from mmalign.objectives import DPO, RRPO
 from mmalign.train import forward as forward_module
 from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import LoraConfig
-from mmalign.train.logps import Anchor
+from mmalign.train.logps import Read, Wanted
 from mmalign.train.spans import with_phrases
 from tests.models import STRING_TEMPLATE, tiny
 from tests.train.rows import make_rows, quick
@@ -39,20 +39,22 @@ def test_at_every_step_the_kl_is_that_of_whole_logits_to_a_copy_of_the_start(
 ) -> None:
     """Compared step by step: AdamW's first steps turn rounding into whole updates, so two runs would drift apart."""
     rows = make_rows(tmp_path, 4, pictures=0 if name == "llama" else 1)
-    start, original = copy.deepcopy(tiny(name).model), forward_module.completion_terms
+    start, original = copy.deepcopy(tiny(name).model), forward_module.read
     named, collate = {row.id: row for row in rows}, Collator(Renderer(tiny(name).processor), tmp_path, MediaLimits())
     largest = []
 
-    def compared(model: Any, batch: PairBatch, anchor: Anchor) -> tuple[Tensor, Tensor]:
-        found = original(model, batch, anchor)
+    def compared(model: Any, batch: PairBatch, wanted: Wanted) -> Read:
+        found = original(model, batch, wanted)
+        assert found.logps is not None
+        assert found.divergence is not None
         with torch.no_grad():
             plain = collate([named[pair] for pair in batch.ids])
-            for value, wanted in zip(found, plain_terms(model, start, plain), strict=True):
-                torch.testing.assert_close(value.detach(), wanted, atol=2e-5, rtol=1e-4)
-        largest.append(found[1].max().item())
+            for value, whole in zip((found.logps, found.divergence), plain_terms(model, start, plain), strict=True):
+                torch.testing.assert_close(value.detach(), whole, atol=2e-5, rtol=1e-4)
+        largest.append(found.divergence.max().item())
         return found
 
-    monkeypatch.setattr(forward_module, "completion_terms", compared)
+    monkeypatch.setattr(forward_module, "read", compared)
     trainer(tmp_path, rows, quick(epochs=4, lora=lora), OBJECTIVE, loaded=tiny(name)).train()
     lines = curve(tmp_path)
     assert len(largest) == 8
@@ -67,8 +69,15 @@ def test_adapter_off_gives_the_same_reference(tmp_path: Path) -> None:
     trainer(tmp_path, rows, quick(epochs=4), OBJECTIVE).train()
     trainer(tmp_path, rows, quick(epochs=4, precompute_reference=False), OBJECTIVE, run="off").train()
     assert_same_curve(numbers(tmp_path, "off"), numbers(tmp_path), 1e-5)
-    assert list((tmp_path / "run" / "reference").rglob("states-*"))
-    assert not list((tmp_path / "off" / "reference").rglob("states-*"))
+    assert _kept(tmp_path / "run") == len(rows)
+    assert _kept(tmp_path / "off") == 0
+
+
+def _kept(run: Path) -> int:
+    """Pairs of which a run keeps the reference's states."""
+    parts = list((run / "reference").rglob("*.safetensors"))
+    assert parts
+    return sum(name.startswith("states.") for part in parts for name in load_file(part))
 
 
 @BOTH

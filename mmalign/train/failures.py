@@ -1,0 +1,105 @@
+"""What can go wrong in a step, told in one line: memory that runs out, a loss or a gradient that is no number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+
+from mmalign.errors import TrainError
+from mmalign.lm.render import Renderer
+from mmalign.pairs import PairRow
+from mmalign.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from mmalign.train.collate import PairBatch
+
+#: What torch says, in any case of letters, where it raises no error of its own kind.
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")
+_ASKED = re.compile(r"tried to allocate ([\d.,]+ \w+)", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on an accelerator or on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
+
+
+@contextmanager
+def memory_named(
+    doing: str, rows: Sequence[PairRow], config: TrainConfig, renderer: Renderer, batch: PairBatch | None
+) -> Iterator[None]:
+    """Within the block memory that runs out becomes a TrainError: the pairs, their size in tokens, the keys to change.
+
+    `doing` says at what, such as "the forward"; `batch` is that of `rows` on the CPU, None for the optimizer's step,
+    whose memory does not depend on them.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        asked = _ASKED.search(str(error))
+        more = f" ({asked[1]} more were asked for)" if asked else ""
+        where = f"memory ran out{more} in {doing} of pair"
+        if batch is None:
+            named, remedy = ", ".join(row.id for row in rows), _fewer_weights(config)
+        else:
+            named, remedy = _sizes(batch, renderer), _smaller(rows, config)
+        raise TrainError(f"{where} {named}; {remedy}") from None
+
+
+def _sizes(batch: PairBatch, renderer: Renderer) -> str:
+    """The pairs with the tokens of the longest of their answers, and what the model is given."""
+    tokens = batch.lengths.amax(0).tolist()
+    pairs = ", ".join(f"{pair} ({count:,} tokens)" for pair, count in zip(batch.ids, tokens, strict=True))
+    ids = batch.inputs["input_ids"]
+    media = int(torch.isin(ids, torch.tensor(renderer.media_ids, dtype=ids.dtype)).sum())
+    return f"{pairs}: {len(ids):,} x {ids.shape[1]:,} tokens at once, {media:,} of them media"
+
+
+def _smaller(rows: Sequence[PairRow], config: TrainConfig) -> str:
+    """What to change: first what leaves the result as it is, so that the run goes on, then the rest."""
+    free = []
+    if len(rows) > 1:
+        free.append(f"lower train.micro_batch_size ({config.micro_batch_size})")
+    if not config.gradient_checkpointing:
+        free.append("set train.gradient_checkpointing: true")
+    kinds = {part["type"] for row in rows for turns in row.contexts for turn in turns for part in turn["content"]}
+    lower = [f"train.max_length ({'none' if config.max_length is None else config.max_length})"]
+    lower += ["data.max_side"] * ("image" in kinds) + ["data.num_frames", "data.max_frame_side"] * ("video" in kinds)
+    other = f"lower {' or '.join(lower)}" + (", or set train.precision: bf16" if config.precision == "fp32" else "")
+    first = f"{' or '.join(free)}, and the same run goes on; or, " if free else ""
+    return f"{first}in a new run, {other}"
+
+
+def _fewer_weights(config: TrainConfig) -> str:
+    fewer = "set train.lora" if config.lora is None else f"lower train.lora.rank ({config.lora.rank})"
+    return f"train fewer weights ({fewer}), or spread them over accelerators (recipes/accelerate/fsdp2.yaml)"
+
+
+def refuse_loss(pairs: Sequence[str], is_bad: Sequence[float]) -> NoReturn:
+    """Raise TrainError that names those of a step's pairs whose loss is no number."""
+    named = ", ".join(pair for pair, bad in zip(pairs, is_bad, strict=True) if bad)
+    raise TrainError(
+        f"the loss is not finite at pair {named or ', '.join(pairs)}; lower train.learning_rate, try train.precision "
+        "fp32, or take the pair out"
+    )
+
+
+def refuse_gradient(pairs: Sequence[str], is_finite: Callable[[int], bool]) -> NoReturn:
+    """Raise TrainError that names those of a step's pairs whose gradient is no number.
+
+    `is_finite` computes the gradient of the pair at a place in the step, on its own.
+    """
+    bad = [pair for place, pair in enumerate(pairs) if not is_finite(place)]
+    which = f"of pair {', '.join(bad)}" if bad else f"of the pairs {', '.join(pairs)} together, though of none alone,"
+    raise TrainError(
+        f"the gradient {which} is not finite, though the loss is; lower train.learning_rate, try train.precision fp32, "
+        "or take the pair out"
+    )

@@ -146,10 +146,10 @@ def command_of(name: str) -> str:
 def speed_table() -> str:
     """Ratios to TRL's trainer, with what was wanted of them nowhere rounded up."""
     found = json.loads((ROOT / "docs" / "results" / "train_step.json").read_text(encoding="utf-8"))
+    what = f"`python -m benchmarks.train_step`, one thread of a CPU, medians of {found['runs']} runs"
     lines = [
-        f"`python -m benchmarks.train_step`, one thread of a CPU, medians of {found['runs']} runs: how many times as fast as "
-        "the `DPOTrainer` of TRL 1.16 on the same pairs with equal losses, by the clock (by processor seconds; bound of "
-        "the matrix products that are necessary).",
+        f"{what}: how many times as fast as the `DPOTrainer` of TRL 1.16 on the same pairs with equal losses, by the "
+        "clock (by processor seconds; bound of the matrix products that are necessary).",
         "",
         "| model | cold | warm | peak memory | 8 answers to a long prompt, against rows of their own |",
         "|---|---|---|---|---|",

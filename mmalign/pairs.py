@@ -283,7 +283,9 @@ def read_pairs(path: Path) -> list[PairRow]:
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise StoreError(
+            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); JSON lines end in .jsonl"
+        ) from None
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
         raise StoreError(f"{path}: not a pair file, it lacks the columns {', '.join(missing)}")
@@ -300,7 +302,7 @@ _JSON = ("context", "rejected_context", "judgements", "provenance", "values", "s
 
 
 def _read_lines(path: Path) -> list[PairRow]:
-    rows = []
+    rows: list[PairRow] = []
     with path.open(encoding="utf-8") as lines:
         try:
             for line in lines:

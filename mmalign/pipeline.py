@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.engine import RunDir, Summary, generate_async, progress_on
-from mmalign.engine.rundir import differences, write_json
+from mmalign.engine.rundir import RECIPE_NAME, differences, write_json
 from mmalign.errors import RecipeError, StoreError
 from mmalign.evaluate.controls import random_signs
 from mmalign.evaluate.table import Evaluation, Items, evaluation_items, is_measured, measure_model, measure_texts
@@ -25,6 +25,7 @@ from mmalign.media.video import ClipLimits
 from mmalign.objectives import SFT, Objective
 from mmalign.pairs import PairRow, read_pairs, write_pairs
 from mmalign.recipe.schema import FREE_KEYS, Recipe
+from mmalign.recorded import with_sha256
 from mmalign.samples import data_folder, list_clips, list_pictures, read_samples
 from mmalign.tiny import draw_scene, scenes
 from mmalign.tiny.clips import clips
@@ -52,6 +53,8 @@ def open_run(recipe: Recipe) -> RunDir:
     for key, root in (("images", recipe.data.images), ("videos", recipe.data.videos)):
         if root is not None and recipe.output.resolve().is_relative_to(root.resolve()):
             raise RecipeError(f"output: {recipe.output} lies below data.{key}, so its files would become samples")
+    if not (recipe.output / RECIPE_NAME).exists():
+        _refuse_missing(recipe)  # a path mistyped would be part of the run's recipe for good
     run = RunDir(recipe.output)
     try:
         run.begin(recipe.resolved, free=FREE_KEYS)
@@ -59,6 +62,13 @@ def open_run(recipe: Recipe) -> RunDir:
         run.close()
         raise
     return run
+
+
+def _refuse_missing(recipe: Recipe) -> None:
+    for key in ("images", "videos", "samples", "pairs", "media_root"):
+        path: Path | None = getattr(recipe.data, key)
+        if path is not None and not path.exists():
+            raise RecipeError(f"data.{key}: {path}: no such file or folder")
 
 
 def limits_of(recipe: Recipe) -> MediaLimits:
@@ -143,7 +153,7 @@ def _film(root: Path, num: int, seed: int, num_frames: int) -> Iterator[SampleRo
 def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
     """Make the pairs of the recipe, or those that are still missing; take those of `data.pairs` as they are."""
     if recipe.data.pairs is not None:
-        return take_pairs(recipe.data.pairs, recipe.data.limit, run)
+        return take_pairs(recipe.data.pairs, recipe.data.limit, root_of(recipe), run)
     source = source_of(recipe)
     loaded = load_model(recipe.model)
 
@@ -167,9 +177,12 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
     return asyncio.run(work())
 
 
-def take_pairs(path: Path, limit: int | None, run: RunDir) -> Summary:
-    """Put the pairs of a file into the run. Raises StoreError or DataError for a file that holds none."""
-    rows = read_pairs(path)[:limit]
+def take_pairs(path: Path, limit: int | None, root: Path, run: RunDir) -> Summary:
+    """Put the pairs of a file into the run, with the sums of their media below `root`.
+
+    Raises StoreError for a file that is no pair file.
+    """
+    rows = with_sha256(read_pairs(path)[:limit], root)
     run.round_path(0)
     write_pairs(run.pairs_path(), rows)
     return Summary(done=len({row.sample_id for row in rows}), pairs=len(rows))
@@ -183,6 +196,8 @@ def train(recipe: Recipe, run: RunDir, launch: Launch = ALONE) -> ModelSpec:
 
 
 def _train(recipe: Recipe, rows: list[PairRow], objective: Objective, output: Path) -> ModelSpec:
+    if not rows and recipe.data.pairs is not None:
+        raise StoreError(f"{recipe.data.pairs}: holds no pairs, so there is nothing to train on")
     if not rows:
         raise StoreError(
             f"{recipe.output}: the run made no pairs, so there is nothing to train on; "

@@ -71,7 +71,7 @@ def report(recipe: Recipe, renderer: Renderer) -> None:
     """
     path, train = recipe.data.pairs or recipe.output / "round-0" / "pairs.parquet", recipe.train
     what = "full training" if train.lora is None else f"LoRA of rank {train.lora.rank}"
-    if not path.is_file():
+    if not path.is_file() and recipe.data.pairs is None:
         print(f"training: {what}, {train.batch_size} pairs per step; {path} does not exist yet")
         return
     given = read_pairs(path)[: recipe.data.limit if recipe.data.pairs else None]
@@ -219,7 +219,7 @@ def _cached(recipe: Recipe, rows: Sequence[PairRow], opened: Sequence[Opened], r
     known = 0
     train, objective = recipe.train, recipe.objective
     if reference_sides_of(objective) and train.precompute_reference:
-        folder = train.reference_cache or recipe.output / "train" / "reference"
+        folder = (train.reference_cache or recipe.output / "train" / "reference").expanduser()
         known, size = _known(rows, root_of(recipe), folder), _size_of(folder.rglob("part-*.safetensors"))
         own = mean(int(pair.plain.mask.sum()) for pair in _firsts(opened))
         states = _states_size(opened, objective, width)
@@ -239,7 +239,7 @@ def _cached(recipe: Recipe, rows: Sequence[PairRow], opened: Sequence[Opened], r
     total = len(rows) * mean(tokens) * width * 4
     where = f"at most {_bytes(train.feature_memory_gb * 1e9)} of them in memory"
     if train.feature_cache is not None:
-        held_size = _size_of(train.feature_cache.glob("*.safetensors"))
+        held_size = _size_of(train.feature_cache.expanduser().glob("*.safetensors"))
         where += f", all in {train.feature_cache}, which holds {_bytes(held_size)} now"
     print(f"features of media: once where the model can (tried before the run), about {_bytes(total)}; {where}")
     return known
@@ -298,6 +298,8 @@ def _cost(
         f"weights {_bytes(found.weights)}, gradients {_bytes(found.gradients)}, optimizer {_bytes(found.optimizer)}, "
         f"activations {_bytes(found.activations)}; {_bytes(_free(device))} are free"
     )
+    if recipe.model.quantization is not None:
+        print(f"  as if weights were not quantized; with model.quantization {recipe.model.quantization} they take less")
     print(f"weights: {found.trained:,} of {found.parameters:,} are trained ({found.trained / found.parameters:.2%})")
     _time(recipe, rows, opened, largest, found, device, missing)
 

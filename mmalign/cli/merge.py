@@ -25,6 +25,8 @@ def main(run: Path, out: Path | None, *, dry_run: bool) -> int:
 
     disable_progress_bar()
     recipe = load_recipe(run / "recipe.yaml", ["--output", str(run)])
+    if folder.resolve() == Path(recipe.model.name).expanduser().resolve():
+        raise StoreError(f"{folder}: is the model that was trained on; give --out another folder")
     with pipeline.open_run(recipe) as held:
         merge(pipeline.trained(recipe, held), folder)
     print(folder)

@@ -107,7 +107,11 @@ def refuse_unmet(objective: Objective, provided: Collection[Need]) -> None:
     """Raise ValueError, one line, when an objective needs something that is not among `provided`."""
     if absent := sorted(set(objective.needs) - set(provided)):
         told = "; ".join(f"{need} ({meaning(need)})" for need in absent)
-        raise ValueError(f"objective {objective.name} needs what these pairs and this trainer do not give: {told}")
+        named = any(need.startswith(("logits:", "tokens:")) for need in absent)
+        remedy = "; `train.models` names other models" if named else ""
+        raise ValueError(
+            f"objective {objective.name} needs what these pairs and this trainer do not give: {told}{remedy}"
+        )
 
 
 def meaning(need: Need) -> str:

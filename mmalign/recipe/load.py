@@ -208,6 +208,9 @@ def _one_line(error: ArgumentError) -> str:
     text = " ".join(str(error).split())
     if "Does not validate against any of the Union" in text:
         text = f"{text.partition(':')[0]}: wrong value {text.rpartition('Given value: ')[2]}"
+    text = text.replace("a typing.Literal[", "one of [")
+    for kind, told in (("dict", "a mapping"), ("tuple", "a list"), ("float", "a number"), ("int", "a whole number")):
+        text = text.replace(f"a <class '{kind}'>", told)
     return text.replace('Parser key "', "").replace('": Expected', ": expected").replace('":', ":")[:300]
 
 
@@ -231,6 +234,7 @@ def _build(config: Namespace, method: type, objective: type) -> Recipe:
         except ValueError as error:
             raise RecipeError(f"{name}.{_reason(error)}") from None
     recipe = Recipe(**built)
+    _refuse_unread(recipe)
     if recipe.data.pairs is None:  # else the pairs themselves are looked at before training
         _refuse_unmet(recipe)
     chosen = [name for name in SOURCES if getattr(recipe.data, name)]
@@ -252,6 +256,21 @@ def _refuse_unmet(recipe: Recipe) -> None:
         refuse_arrangement(recipe.method, recipe.train)
     except ValueError as error:
         raise RecipeError(f"train.arrange: {error}") from None
+
+
+def _refuse_unread(recipe: Recipe) -> None:
+    """A model that the objective does not read, mistyped or of another objective, would be left out in silence."""
+    if not recipe.train.models:
+        return
+    from mmalign.train.given import logit_sources, token_models
+
+    scores = token_models(recipe.objective)
+    read = sorted({*logit_sources(recipe.objective), *scores, *(f"{name}_reference" for name in scores)})
+    for name in recipe.train.models:
+        if name not in read:
+            told = f"it reads {', '.join(read)}" if read else "it reads no other model"
+            kind = recipe.resolved["objective"]["name"]
+            raise RecipeError(f"train.models.{name}: objective {kind} does not read it; {told}")
 
 
 def _reason(error: ValueError) -> str:

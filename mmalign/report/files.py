@@ -132,8 +132,8 @@ class Facts:
         """The folder that the pairs' media paths start from: the recipe's, or the run's own where they were drawn."""
         data = self.recipe.get("data")
         named = data if isinstance(data, dict) else {}
-        source = named.get("images") or named.get("videos") or named.get("samples")
-        if source:
+        source = next(filter(None, map(named.get, ("media_root", "images", "videos", "samples", "pairs"))), None)
+        if source and not named.get("scenes") and not named.get("clips"):
             return data_folder(Path(str(source)))
         return run / ("clips" if named.get("clips") else "scenes")
 

@@ -5,11 +5,14 @@ Names of unfinished things begin with `.partial-`; nothing reads them, and `swee
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 PREFIX = ".partial-"
 
@@ -19,10 +22,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name to write a file or folder under; it becomes `path`, in place of what was there, when the block ends well.
 
     The unfinished name is one and the same for every attempt, so an attempt that was killed leaves at most one behind.
+    Raises OSError for what cannot be written, also where safetensors has an error of its own for it (a full disk).
     """
     partial = path.with_name(f"{PREFIX}{path.name}")
     discard(partial)
-    yield partial
+    try:
+        yield partial
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
     for file in [partial] if partial.is_file() else sorted(p for p in partial.rglob("*") if p.is_file()):
         _flush(file)
     if path.is_dir():

@@ -94,11 +94,12 @@ class Checkpoints:
             # A run that goes on with more ranks has none for the new ones; only adapter dropout draws from it.
             random = torch.load(kept, weights_only=True)
             torch.set_rng_state(random["cpu"])
-            if random["cuda"]:
-                torch.cuda.set_rng_state_all(random["cuda"])
+            if random["cuda"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(random["cuda"])
         return int(told["step"])
 
 
 def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """Of this rank's own accelerator only: a run may go on where there are fewer of them."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -23,18 +24,25 @@ def open_context(turns: Sequence[Row], data_root: Path, limits: MediaLimits, pai
     """
 
     def opened(part: Row) -> Media:
-        try:
+        with record_named(part, pair):
             return reopen(MediaRef.from_row(part), data_root, limits)
-        except (MediaError, RecipeError) as error:
-            raise MediaError(f"pair {pair}: {error}") from error
-        except (LookupError, TypeError, ValueError) as error:
-            # A record of one's own that lacks a parameter, or has one of another kind.
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise MediaError(
-                f"pair {pair}: {part.get('path')}: the damage on record cannot be done ({what})"
-            ) from error
 
     return _chat(turns, opened)
+
+
+@contextmanager
+def record_named(part: Row, pair: str) -> Iterator[None]:
+    """Within the block what is wrong with a medium or its record becomes a MediaError naming pair and file."""
+    try:
+        yield
+    except (MediaError, RecipeError) as error:
+        raise MediaError(f"pair {pair}: {error}") from error
+    except (LookupError, TypeError, ValueError) as error:
+        # A record of one's own that lacks a parameter, or has one of another kind.
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise MediaError(
+            f"pair {pair}: {part.get('path')}: what is on record of it cannot be done again ({what})"
+        ) from error
 
 
 def outlined_context(turns: Sequence[Row]) -> Chat | None:

@@ -26,14 +26,11 @@ from mmalign.lm.vision import NO_FEATURES, Features, see, takes_features, withou
 from mmalign.media.read import MediaLimits
 from mmalign.train.config import TrainConfig
 from mmalign.train.head import unwrapped
-from mmalign.train.keys import parameters_key, short_key, unrecorded
+from mmalign.train.keys import config_settings, parameters_key, short_key, unrecorded
 from mmalign.train.optimizer import autocast
 from mmalign.train.tensor_cache import TensorCache
 from mmalign.train.weights import reaches_media
 from mmalign.types import Media, Row
-
-#: Of a model's config: what features do not depend on, or what the weights themselves tell.
-_NO_MATTER = {"text_config", "transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +146,7 @@ def encoder_key(model: Any, processor: str, limits: Mapping[str, Any], precision
     device = next(model.parameters()).device.type
     versions = [_version(name) for name in ("mmalign", "torch", "transformers", "pillow", "av")]
     weights = parameters_key(_outside_language(model))
-    forms = [processor, limits, precision, _settings(config), kernel, device, versions, weights]
+    forms = [processor, limits, precision, config_settings(config, "text_config"), kernel, device, versions, weights]
     return short_key(json.loads(json.dumps(forms, default=str)))
 
 
@@ -164,13 +161,6 @@ def _outside_language(model: Any) -> Iterator[tuple[str, Tensor]]:
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     inside = {weight for part in parts if part is not None for weight in part.parameters()}
     return ((name, weight) for name, weight in model.named_parameters() if weight not in inside)
-
-
-def _settings(config: Any) -> Any:
-    """A config without what does not matter."""
-    if isinstance(config, dict):
-        return {str(key): _settings(value) for key, value in config.items() if key not in _NO_MATTER}
-    return config
 
 
 def _content(value: Any) -> Any:

@@ -18,21 +18,38 @@ from mmalign.pairs import PairRow
 from mmalign.sides import AnswerRow, to_json
 from mmalign.types import Row
 
+#: Of a model's config: what nothing is computed from, or what the weights themselves tell.
+_NO_MATTER = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache"}
 #: Values that are summed at a time.
 _PIECE = 1 << 24
 
 
 def weights_key(model: Any) -> str:
-    """A short name for a model's weights, adapters included: names, shapes, types and values of all parameters.
+    """A short name for a model, adapters included: its weights, its config, and the scales of its adapters.
+
+    The same weights compute something else under another base of their rotary positions, or another `lora_alpha`.
+    """
+    config = getattr(model, "config", None)
+    settings = None if config is None else config_settings(config.to_dict())
+    modules = ((name, getattr(module, "scaling", None)) for name, module in model.named_modules())
+    scales = {name: scale for name, scale in modules if isinstance(scale, dict)}
+    return short_key([parameters_key(model.named_parameters()), json.loads(json.dumps(settings, default=str)), scales])
+
+
+def config_settings(config: Any, *without: str) -> Any:
+    """A model's config, at any depth, less what nothing is computed from and the keys `without`."""
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if key not in _NO_MATTER and key not in without}
+        return {str(key): config_settings(value, *without) for key, value in kept.items()}
+    return config
+
+
+def parameters_key(named: Iterable[tuple[str, Tensor]]) -> str:
+    """A short name for weights: names, shapes, types and values.
 
     Of values up to 1,024 evenly spaced ones and the exact sum of all bit patterns, which costs one reading of the
     weights and is the same on every device.
     """
-    return parameters_key(model.named_parameters())
-
-
-def parameters_key(named: Iterable[tuple[str, Tensor]]) -> str:
-    """`weights_key` of some parameters with their names."""
     digest = hashlib.sha256()
     for name, parameter in named:
         flat = parameter.detach().flatten()

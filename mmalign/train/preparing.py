@@ -58,7 +58,7 @@ class Preparation:
         """The first pass over all pairs, unless their lengths are `known` and nothing else is wanted of it."""
         run, config = self.run, self.run.config
         first_pass = FirstPass(
-            folder=config.reference_cache or run.output / "reference",
+            folder=(config.reference_cache or run.output / "reference").expanduser(),
             key=run.pass_key,
             collate=collate,
             score=self._score if run.forward.scores_reference else None,

@@ -25,7 +25,7 @@ from mmalign.errors import TrainError
 from mmalign.lm.quantize import is_quantized
 from mmalign.train.config import TrainConfig
 from mmalign.train.head import unwrapped
-from mmalign.train.launch import PATIENCE, asks_to_share, is_set
+from mmalign.train.launch import PATIENCE, asks_to_share, is_set, num_processes
 from mmalign.train.saving import Kind
 from mmalign.train.weights import media_parts, reaches_media
 from mmalign.train.whole import all_weights, trained_weights
@@ -36,7 +36,9 @@ class Ranks:
 
     def __init__(self, model: nn.Module, config: TrainConfig, output: Path) -> None:
         self._config = config
-        is_on_cpu = next(model.parameters()).device.type == "cpu"
+        device = next(model.parameters()).device
+        is_on_cpu = device.type == "cpu"
+        _take(device)
         # A step's last forward, which exchanges gradients, can be one about text alone.
         handlers = [
             DistributedDataParallelKwargs(find_unused_parameters=reaches_media(model)),
@@ -161,6 +163,12 @@ class Ranks:
             raise TrainError(
                 f"accelerate launch asks for FSDP, but {why}; take recipes/accelerate/fsdp2.yaml or ddp.yaml"
             )
+
+
+def _take(device: torch.device) -> None:
+    """Make an accelerator the current one, to which accelerate moves all, where there is no launch that deals them."""
+    if device.type == "cuda" and num_processes() == 1:
+        torch.cuda.set_device(device)
 
 
 def _deepspeed_config(config: TrainConfig, count: int) -> dict[str, Any]:

@@ -114,7 +114,8 @@ class FirstPass:
                 progress(len(share))
         if self.stop.agreed():
             raise Interrupted("interrupted; what is done is kept, run the same command again to go on")
-        known = parts.read(row_of)
+        # What was read stays known, should another process make room by removing it.
+        known |= parts.read([key for key in row_of if not self._suffices(known.get(key))])
         return self._joined([(key, known[key]) for key in keys])
 
     def _missing(self, keys: Sequence[str], known: Mapping[str, Numbers]) -> list[str]:

@@ -46,15 +46,18 @@ class Run:
     is_quiet: bool
 
     def memory_named(
-        self, doing: str, indices: Sequence[int], batch: PairBatch | None = None
+        self, doing: str, indices: Sequence[int], batch: PairBatch | None = None, *, trains: bool = True
     ) -> AbstractContextManager[None]:
-        """A block in which memory that runs out is told with the pairs `indices` and what to change."""
-        rows = [self.rows[index] for index in indices]
-        return memory_named(doing, rows, self.config, self.loaded.renderer, batch)
+        """A block in which memory that runs out is told with the pairs `indices` and what to change.
+
+        `trains`: what the objective sees is computed in it.
+        """
+        rows, whole = [self.rows[index] for index in indices], trains and "whole_step" in self.objective.needs
+        return memory_named(doing, rows, self.config, self.loaded.renderer, batch, is_whole_step=whole)
 
     def batch_named(self, doing: str, batch: PairBatch) -> AbstractContextManager[None]:
-        """The same for the pairs of a batch."""
-        return self.memory_named(doing, [self._places[pair] for pair in batch.ids], batch)
+        """The same for the pairs of a batch before training."""
+        return self.memory_named(doing, [self._places[pair] for pair in batch.ids], batch, trains=False)
 
     def line(self, what: str, total: int, start: int = 0, unit: str = "pairs") -> ProgressLine:
         """A progress line of this run."""

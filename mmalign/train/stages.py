@@ -39,6 +39,7 @@ from mmalign.train.progress import ProgressLine
 from mmalign.train.reference import FirstPass, Measured
 from mmalign.train.saving import TrainResult
 from mmalign.train.trainer import PreferenceTrainer, begin
+from mmalign.train.weights import merged_exactly
 
 log = logging.getLogger("mmalign.train")
 
@@ -81,7 +82,7 @@ def train_stages(
     then. Every stage is a run of its own in `output/<stage>` and goes on where it was interrupted. At the end `output`
     holds `metrics.jsonl` over all steps and `model/`, or `adapter/`: the sum of the stages' adapters as one, whose rank
     is the sum of their ranks, for the model that the first stage started from. The result counts a pair once, in
-    however many stages it was.
+    however many stages it was. From the second stage on, layers with adapters are held in float32.
     """
     rows = begin(loaded, rows, objective, config)
     if any(need.startswith("head:") for need in objective.needs):
@@ -125,7 +126,7 @@ def train_stages(
         if was_done:
             _load_result(trainer.model, results[-1])
         if number < len(stages):
-            loaded = Loaded(_merged(trainer.model), loaded.processor, loaded.name)
+            loaded = Loaded(merged_exactly(trainer.model), loaded.processor, loaded.name)
     return _finish(trainer, plan, results, output)
 
 
@@ -148,11 +149,6 @@ def _measured(
     visible = ranks.is_main_process and not quiet
     with stop_on_signals() as stop, ProgressLine("measuring", len(rows), unit="pairs", visible=visible) as line:
         return replace(first_pass, stop=stop).run(rows, line.advance)
-
-
-def _merged(model: Any) -> Any:
-    """The model with its adapter as part of the weights; a model without is handed back."""
-    return model.merge_and_unload() if hasattr(model, "peft_config") else model
 
 
 def _load_result(model: Any, result: TrainResult) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmalign.train.collate import Collator
-from mmalign.train.failures import refuse_gradient, refuse_loss
+from mmalign.train.failures import own_code_named, refuse_gradient, refuse_loss, refuse_shape
 from mmalign.train.reference import Measured
 from mmalign.train.run import Run
 from mmalign.train.schedule import MicroBatch, micro_batches
@@ -81,7 +81,9 @@ class Stepper:
             given = batch.to(device)
             counted = (torch.arange(len(rows)) < part.num_counted).float().to(device)
             inputs = run.forward.inputs(self.model, given, part.indices, self.measured)
-            output = run.objective(run.beside.told(inputs))
+            with own_code_named(run.objective):
+                output = run.objective(run.beside.told(inputs))
+            refuse_shape(run.objective, output.loss, len(rows))
             run.beside.add(part, output)
             own = run.beside.penalty() * part.num_counted / totals.pairs
             loss = totals.loss(output, given.weight * counted) + own

@@ -28,7 +28,7 @@ def trainable(model: Any, config: TrainConfig) -> Any:
     """
     carries_adapter = hasattr(model, "peft_config")
     if carries_adapter and config.lora is None:
-        model, carries_adapter = model.merge_and_unload(), False
+        model, carries_adapter = merged_exactly(model), False
     switch_off_dropout(model)
     model.requires_grad_(False)
     if carries_adapter:
@@ -51,6 +51,22 @@ def trainable(model: Any, config: TrainConfig) -> Any:
             raise TrainError("train.gradient_checkpointing: this model does not support it; set it to false")
         model.activation_checkpointing_enable()
     return model
+
+
+def merged_exactly(model: Any) -> Any:
+    """The model with its adapter as part of the weights, which are float32 then; a model without is handed back.
+
+    What an adapter adds is often less than the last digit of 16 bits, and training would begin without it.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not hasattr(model, "peft_config"):
+        return model
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            weight: Any = layer.get_base_layer().weight
+            weight.data = weight.data.float()
+    return model.merge_and_unload()
 
 
 def training_mode(model: nn.Module) -> None:

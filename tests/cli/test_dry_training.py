@@ -127,6 +127,12 @@ def test_memory_weights_and_time_are_told(tmp_path: Path, capsys: pytest.Capture
     assert re.search(r"^time: about .*: .* to open all media and compute the reference, then 2 steps of ", out, re.M)
 
 
+def test_weights_of_4_bits_are_counted_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = pairs(tmp_path, 1, pictures=0)
+    assert "quantized" not in dry(tmp_path, rows, capsys)
+    assert "\n  as if weights were not quantized; " in dry(tmp_path, rows, capsys, "--model.quantization", "nf4")
+
+
 @pytest.mark.usefixtures("quick")
 def test_needs_are_told_and_what_is_not_given_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [replace(row, values={"scores": (1.0, 0.0)}) for row in pairs(tmp_path, 2)]

@@ -122,3 +122,66 @@ def test_a_method_beside_pairs_is_refused(recipe: Path, pairs: Path) -> None:
 def test_without_pairs_an_objective_of_lists_is_refused(recipe: Path) -> None:
     with pytest.raises(RecipeError, match=r"objective lipo needs .* side:answers"):
         load_recipe(recipe, ["--data.scenes", "3", "--method.name", "stic"])
+
+
+@pytest.mark.parametrize("key", ["pairs", "samples", "images", "media_root"])
+@pytest.mark.parametrize("verb", ["train", "generate"])
+def test_a_path_mistyped_does_not_begin_a_run(
+    verb: str, key: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = [] if key in ("pairs", "media_root") else ["--method.name", "stic", "--objective.name", "dpo"]
+    nowhere = tmp_path / "nowhere"
+    assert main([verb, str(recipe), f"--data.{key}", str(nowhere), *method]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"data.{key}: {nowhere}: no such file or folder" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_names_pairs_that_are_not_there(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "--dry-run", "--data.pairs", "nowhere.jsonl"]) == 2
+    assert "nowhere.jsonl: no such pair file" in capsys.readouterr().err
+
+
+def test_a_file_without_pairs(recipe: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs.write_text("", encoding="utf-8")
+    assert main(["train", str(recipe)]) == 2
+    assert capsys.readouterr().err == f"mmalign: {pairs}: holds no pairs, so there is nothing to train on\n"
+
+
+def test_pairs_in_a_file_of_another_kind(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "--data.pairs", str(recipe)]) == 2
+    assert "JSON lines end in .jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("objective", "models", "told"),
+    [
+        ("lipo", "{teacher: tiny}", "train.models.teacher: objective lipo does not read it; it reads no other model"),
+        ("dckd", "{techer: tiny}", "train.models.techer: objective dckd does not read it; it reads teacher"),
+        ("sail", "{rewards: tiny}", "objective sail does not read it; it reads reward, reward_reference"),
+    ],
+)
+def test_a_model_that_is_not_read_is_refused(objective: str, models: str, told: str, recipe: Path) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(recipe, ["--objective.name", objective, "--train.models", models])
+
+
+def test_a_lack_of_models_names_the_key(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "--objective.name", "dckd"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("`train.models` names other models")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("vision_once", "yes", "train.vision_once: expected one of ['auto', 'off']. Got value: yes"),
+        ("feature_memory_gb", "much", "train.feature_memory_gb: expected a number. Got value: much"),
+        ("num_stages", "2.5", "train.num_stages: expected a whole number. Got value: 2.5"),
+        ("report_to", "tensorboard", "train.report_to: expected a list. Got value: tensorboard"),
+        ("models", "tiny", "train.models: expected a mapping. Got value: tiny"),
+    ],
+)
+def test_a_wrong_kind_of_value_is_told_in_plain_words(key: str, value: str, told: str, recipe: Path) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe, [f"--train.{key}", value])
+    assert told in str(error.value)

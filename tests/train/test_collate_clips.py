@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mmalign.errors import TrainError
+from mmalign.errors import MediaError, TrainError
 from mmalign.lm.load import Loaded
 from mmalign.lm.local import LocalLM
 from mmalign.lm.render import Renderer
@@ -19,7 +21,8 @@ from mmalign.train.collate import Collator
 from mmalign.train.logps import completion_logps
 from mmalign.types import Chat, Media, Message
 from tests.models import WATCHING, clip, picture, tiny
-from tests.train.rows import CHOSEN, REJECTED
+from tests.train.rows import CHOSEN, REJECTED, make_rows, quick
+from tests.train.runs import trainer
 
 #: Every family, the embedded model, and one that sees clips frame by frame.
 ALL = [*WATCHING, "tiny", "llava"]
@@ -131,3 +134,20 @@ def test_a_clip_that_the_template_forgets_is_noticed(monkeypatch: pytest.MonkeyP
     )
     with pytest.raises(TrainError, match=r"^pair p0: the processor refuses media and text"):
         Collator(Renderer(loaded.processor), Path(), MediaLimits())(pairs.rows)
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"corruptions": [{"name": "shufle", "params": {}}]}, "unknown corruption 'shufle'"),
+        ({"corruptions": [{"name": "global_shuffle", "params": {}}]}, r"a\.mkv: .* cannot be done again \(KeyError"),
+        ({"corruptions": [{"name": "global_shuffle", "params": {"frames": 5}}]}, r"done again \(TypeError"),
+        ({"frames": {"numbers": [0, 1]}}, r"a\.mkv: what is on record of it cannot be done again \(KeyError: 'times'"),
+    ],
+)
+def test_a_record_that_cannot_be_read_names_the_pair(record: dict[str, Any], told: str, tmp_path: Path) -> None:
+    [row] = make_rows(tmp_path, 1, pictures=0)
+    part = {"type": "video", "path": "a.mkv", **record}
+    row = replace(row, context=[{"role": "user", "content": [part, {"type": "text", "text": "What happens?"}]}])
+    with pytest.raises(MediaError, match=rf"^pair s0#0\.0: .*{told}"):
+        trainer(tmp_path, [row], quick())

@@ -47,11 +47,12 @@ class Failing:
     name: ClassVar[str] = "dpo"
     error: Callable[[], BaseException]
     backward: bool = False
+    whole: bool = False
     inner: Objective = field(default_factory=DPO)
 
     @property
     def needs(self) -> frozenset[Need]:
-        return self.inner.needs
+        return self.inner.needs | ({"whole_step"} if self.whole else set())
 
     def __call__(self, inputs: LossInputs, /) -> LossOutput:
         output = self.inner(inputs)
@@ -144,6 +145,15 @@ def test_the_advice_fits_the_run(pictures: int, changes: dict[str, Any], advice:
     assert str(caught.value).endswith(advice)
 
 
+def test_a_whole_step_takes_fewer_pairs_a_step(tmp_path: Path) -> None:
+    rows = [replace(row, p=0.9) for row in make_rows(tmp_path, 2, pictures=0)]
+    config, objective = quick(batch_size=2, gradient_checkpointing=True), Failing(error=ERRORS[0], whole=True)
+    with pytest.raises(TrainError) as caught:
+        trainer(tmp_path, rows, config, objective).train()
+    assert "; in a new run, lower train.batch_size (2) or train.max_length (2048)" in str(caught.value)
+    assert "micro_batch_size" not in str(caught.value), "it has no say in how many pairs are computed at once"
+
+
 def test_clips_can_have_fewer_and_smaller_frames(tmp_path: Path) -> None:
     [row] = make_rows(tmp_path, 1, pictures=0)
     renderer = Renderer(tiny("llama").processor)
@@ -212,7 +222,7 @@ def test_the_optimizer_asks_for_fewer_weights(
 def test_other_errors_are_left_alone(tmp_path: Path) -> None:
     rows = [replace(row, p=0.9) for row in make_rows(tmp_path, 2)]
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        trainer(tmp_path, rows, quick(), Failing(error=lambda: RuntimeError("shape mismatch"))).train()
+        trainer(tmp_path, rows, quick(), Failing(error=lambda: RuntimeError("shape mismatch"), backward=True)).train()
 
 
 # Numbers that are none -----------------------------------------------------------------------------------------------

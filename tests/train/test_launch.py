@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from mmalign import cli
 from mmalign.engine import RunDir
 from mmalign.errors import MMAlignError, StoreError, TrainError
+from mmalign.train import ranks
 from mmalign.train.launch import Launch
 from mmalign.train.stages import train_stages
 from tests.models import tiny
@@ -109,3 +111,15 @@ def test_a_run_directory_is_held_once_for_a_launch(tmp_path: Path) -> None:
             assert other.pairs_path() == first.pairs_path()
         with pytest.raises(StoreError):
             RunDir(tmp_path / "run")
+
+
+def test_one_process_stays_on_the_accelerator_that_its_model_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    ranks._take(torch.device("cpu"))
+    assert not taken
+    ranks._take(torch.device("cuda:1"))
+    assert taken == [torch.device("cuda:1")]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ranks._take(torch.device("cuda:0"))
+    assert len(taken) == 1, "a launch deals them"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor
@@ -202,6 +203,19 @@ def test_a_run_is_merged_and_keeps_its_adapter(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "elsewhere" / "config.json").is_file()
     assert main(["merge", str(run), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"mmalign: {tmp_path}: exists and is no model; give --out another folder\n"
+
+
+def test_the_model_that_was_trained_on_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, base = a_run(tmp_path), saved_base("llama", tmp_path / "base")
+    recipe = run / "recipe.yaml"
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    values["model"]["name"] = base
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    before = (tmp_path / "base" / "config.json").stat().st_mtime_ns
+    assert main(["merge", str(run), "--out", base]) == 2
+    told = capsys.readouterr().err
+    assert told == f"mmalign: {base}: is the model that was trained on; give --out another folder\n"
+    assert (tmp_path / "base" / "config.json").stat().st_mtime_ns == before
 
 
 def test_what_cannot_be_merged_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

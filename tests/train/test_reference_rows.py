@@ -207,6 +207,21 @@ def test_states_that_were_removed_are_told_in_one_line(tmp_path: Path, rows: lis
         found.states([0])
 
 
+def test_what_was_read_stays_known_when_its_file_goes(tmp_path: Path, rows: list[PairRow]) -> None:
+    whole = first_pass(tmp_path, Scorer()).run(rows[:2], lambda _: None)
+    old = list((tmp_path / "kept").rglob("part-*"))
+
+    def progress(_: int) -> None:
+        for part in old:  # another process makes room during a long pass
+            part.unlink(missing_ok=True)
+
+    found = first_pass(tmp_path, Scorer()).run(rows, progress)
+    assert found.logps is not None
+    assert whole.logps is not None
+    for pair in zip(found.logps, whole.logps, strict=False):
+        assert all(torch.equal(*both) for both in zip(*pair, strict=True))
+
+
 # What a key is made of -----------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import torch
 
 from mmalign.errors import TrainError
 from mmalign.objectives import DPO, LossInputs, LossOutput, Need, Objective
+from mmalign.train.checkpoint import Checkpoints
 from mmalign.train.config import LoraConfig
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
@@ -112,6 +113,29 @@ def _original(name: str) -> Callable[..., Any]:
 
     found: Callable[..., Any] = getattr(checkpoint, name)
     return found
+
+
+def test_a_run_goes_on_with_fewer_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer, drawn = torch.optim.AdamW(model.parameters()), torch.arange(16, dtype=torch.uint8)
+    set_to: list[torch.Tensor] = []
+
+    def of_all(states: list[torch.Tensor]) -> None:
+        if len(states) > 1:
+            raise IndexError  # as torch does for one that is not there
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: drawn)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [drawn] * 8)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", set_to.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", of_all)
+    checkpoints = Checkpoints(folder=tmp_path, run_key="run", keep=1)
+    checkpoints.save(3, model, optimizer)
+    assert checkpoints.resume(model, optimizer) == 3
+    assert [state.tolist() for state in set_to] == [drawn.tolist()]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert checkpoints.resume(model, optimizer) == 3
+    assert len(set_to) == 1
 
 
 def test_a_finished_run_is_handed_back(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_bad_answer_of_a_list_is_named_by_its_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("crop", r"0-0\.png: the damage on record cannot be done \(KeyError: 'area'\)"),
+        ("crop", r"0-0\.png: what is on record of it cannot be done again \(KeyError: 'area'\)"),
         ("crp", "unknown corruption 'crp'"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForImageTextToText
 
 from mmalign.errors import MediaError, TrainError
@@ -25,9 +26,11 @@ from mmalign.train.config import LoraConfig, TrainConfig
 from mmalign.train.logps import completion_logps
 from mmalign.train.saving import TrainResult
 from mmalign.train.stages import train_stages
+from mmalign.train.weights import merged_exactly
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import assert_same_curve, curve
+from tests.train.seen import trained
 from tests.train.test_resume import Stopping
 
 TEMPLE = DPO(sft_weight=1.0, nll_reduction="pooled")
@@ -98,6 +101,32 @@ def test_the_adapters_of_all_stages_are_one_for_the_first_model(tmp_path: Path) 
         expected = PeftModel.from_pretrained(expected, str(adapter)).merge_and_unload()
     torch.testing.assert_close(scores(joined, rows, tmp_path), scores(expected, rows, tmp_path), atol=1e-4, rtol=1e-5)
     assert (scores(expected, rows, tmp_path) - scores(tiny("qwen3-vl").model, rows, tmp_path)).abs().max() > 0.1
+
+
+def test_no_digit_of_a_stage_is_lost_in_weights_of_16_bits() -> None:
+    loaded = tiny("llama")
+    loaded.model.to(torch.bfloat16)
+    model = trained(loaded, precision="bf16")
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.mul_(1e-3)  # as at small learning rates: less than half of the weights' last digit
+    expected = [layer.get_base_layer().weight + layer.get_delta_weight("default") for layer in layers]
+    first = layers[0].get_base_layer().weight
+    assert (expected[0].bfloat16() == first).any(), "rounding would lose it"
+    merged_exactly(model)
+    for layer, weight in zip(layers, expected, strict=True):
+        torch.testing.assert_close(layer.get_base_layer().weight.data, weight.data, atol=1e-8, rtol=1e-6)
+
+
+def test_stages_of_a_model_of_16_bits_go_on_from_one_another(tmp_path: Path) -> None:
+    rows, loaded = staged(tmp_path, 4, 2), tiny("qwen3-vl")
+    loaded.model.to(torch.bfloat16)
+    result = run(tmp_path, rows, quick(precision="bf16", learning_rate=1e-3), DPO(), loaded=loaded)
+    first = next(line for line in curve(tmp_path) if line["stage"] == 1)
+    assert first["loss"] == pytest.approx(math.log(2), abs=0.02), "the start of the stage is its reference"
+    assert result.kind == "adapter"
 
 
 def test_the_model_of_the_last_stage_is_the_result(tmp_path: Path) -> None:

@@ -56,6 +56,16 @@ def test_bits_come_back_in_memory_and_from_disk(tmp_path: Path) -> None:
     assert files(tmp_path / "new" / "folder") == ["key"], "nothing unfinished stays"
 
 
+def test_files_of_another_user_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TensorCache(tmp_path, MANY).put("key", some())
+
+    def refused(*given: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert_same(TensorCache(tmp_path, MANY).get("key"), some())
+
+
 def test_what_is_kept_is_a_copy(tmp_path: Path) -> None:
     cache, given = TensorCache(None, 0, MANY), some()
     cache.put("key", given)

@@ -113,7 +113,7 @@ def align(
 
     Args:
         model: Where training starts.
-        pairs: What `make_pairs` gave.
+        pairs: What `make_pairs` gave, or `Pairs(read_pairs(file), root, run)` of a file of your own.
         objective: What is minimised; DPO with beta .1 when not given.
         output: Folder of checkpoints and result, one for each combination of settings; `train` in the run by default.
         settings: Fields of `TrainConfig`.

@@ -48,8 +48,12 @@ class Source:
     total: int | None = None
 
 
-def open_run(recipe: Recipe) -> RunDir:
-    """The run directory, locked for this process. Raises StoreError when it belongs to another recipe."""
+def open_run(recipe: Recipe, *, trains: bool = True) -> RunDir:
+    """The run directory, locked for this process.
+
+    Raises StoreError when it belongs to another recipe; where the caller `trains`, or reads what was trained, also when
+    a training was begun there with other settings. Nothing is written then.
+    """
     for key, root in (("images", recipe.data.images), ("videos", recipe.data.videos)):
         if root is not None and recipe.output.resolve().is_relative_to(root.resolve()):
             raise RecipeError(f"output: {recipe.output} lies below data.{key}, so its files would become samples")
@@ -57,11 +61,30 @@ def open_run(recipe: Recipe) -> RunDir:
         _refuse_missing(recipe)  # a path mistyped would be part of the run's recipe for good
     run = RunDir(recipe.output)
     try:
+        if trains and has_begun(run):
+            _refuse_other_training(recipe, run)
         run.begin(recipe.resolved, free=FREE_KEYS)
     except StoreError:
         run.close()
         raise
     return run
+
+
+def has_begun(run: RunDir) -> bool:
+    """Whether there is a training that would be gone on with, or that is done."""
+    folder = run.path / "train"
+    return (run.path / MADE_WITH).is_file() and (
+        (folder / "result.json").exists() or any(folder.rglob("checkpoints/step-*"))
+    )
+
+
+def _refuse_other_training(recipe: Recipe, run: RunDir) -> None:
+    begun = json.loads((run.path / MADE_WITH).read_text(encoding="utf-8"))
+    if changed := differences(begun, _training_settings(recipe, run)):
+        raise StoreError(
+            f"{run.path}: its model was trained with other settings ({'; '.join(changed.values())}); "
+            "put the old values back or name another output"
+        )
 
 
 def _refuse_missing(recipe: Recipe) -> None:
@@ -180,9 +203,13 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
 def take_pairs(path: Path, limit: int | None, root: Path, run: RunDir) -> Summary:
     """Put the pairs of a file into the run, with the sums of their media below `root`.
 
-    Raises StoreError for a file that is no pair file.
+    Raises StoreError for a file that is no pair file, and for other pairs than those that a training was begun with.
     """
     rows = with_sha256(read_pairs(path)[:limit], root)
+    if has_begun(run) and rows != read_pairs(run.pairs_path()):
+        raise StoreError(
+            f"{run.path}: its training was begun with other pairs than those of {path}; name another output"
+        )
     run.round_path(0)
     write_pairs(run.pairs_path(), rows)
     return Summary(done=len({row.sample_id for row in rows}), pairs=len(rows))
@@ -190,9 +217,14 @@ def take_pairs(path: Path, limit: int | None, root: Path, run: RunDir) -> Summar
 
 def train(recipe: Recipe, run: RunDir, launch: Launch = ALONE) -> ModelSpec:
     """Train on the run's pairs; returns how to load the result. Raises StoreError when there are no pairs."""
-    spec = _train(recipe, read_pairs(run.pairs_path()), recipe.objective, run.path / "train")
-    launch.by_first(lambda: write_json(run.path / MADE_WITH, _training_settings(recipe, run)))
-    return spec
+    rows = read_pairs(run.pairs_path())
+
+    def record() -> None:
+        (run.path / MADE_WITH).parent.mkdir(exist_ok=True)
+        write_json(run.path / MADE_WITH, _training_settings(recipe, run))
+
+    launch.by_first(record)
+    return _train(recipe, rows, recipe.objective, run.path / "train")
 
 
 def _train(recipe: Recipe, rows: list[PairRow], objective: Objective, output: Path) -> ModelSpec:
@@ -232,15 +264,9 @@ def _training_settings(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def trained(recipe: Recipe, run: RunDir) -> ModelSpec:
     """How to load the run's trained model. Raises StoreError when there is none, or one of other settings."""
-    path = run.path / MADE_WITH
-    if not path.is_file():
+    if not has_begun(run) or not (run.path / "train" / "result.json").exists():
         raise StoreError(f"{run.path}: holds no trained model; `mmalign train RECIPE` makes one")
-    changed = differences(json.loads(path.read_text(encoding="utf-8")), _training_settings(recipe, run))
-    if changed:
-        raise StoreError(
-            f"{run.path}: its model was trained with other settings ({'; '.join(changed.values())}); "
-            "put the old values back or name another output"
-        )
+    _refuse_other_training(recipe, run)
     return _spec_of(recipe, run.path / "train")
 
 

@@ -55,7 +55,7 @@ def run(recipe: Recipe, verb: str = "run") -> None:
     console = Console(soft_wrap=True)
     launch = Launch.begin(on_cpu=recipe.model.device == "cpu" or not torch.cuda.is_available())
     with ExitStack() as stack:
-        opened = launch.by_first(lambda: stack.enter_context(pipeline.open_run(recipe)))
+        opened = launch.by_first(lambda: stack.enter_context(pipeline.open_run(recipe, trains=verb != "generate")))
         held = opened or RunDir(recipe.output, locked=False)
         if verb in ("run", "evaluate"):
             launch.by_first(lambda: pipeline.held_out(recipe))  # a mistake is told before hours of work, not after

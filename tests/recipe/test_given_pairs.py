@@ -98,7 +98,21 @@ def test_changed_pairs_are_not_mixed_with_an_earlier_training(
     capsys.readouterr()
     assert main(["train", str(recipe)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is the result of other pairs" in line
+    assert "was begun with other pairs" in line
+
+
+def test_a_refused_training_changes_nothing(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe)]) == 0
+    run = tmp_path / "run"
+    before = (run / "recipe.yaml").read_bytes(), (run / "round-0" / "pairs.parquet").read_bytes()
+    capsys.readouterr()
+    for verb in ("train", "evaluate", "run"):
+        assert main([verb, str(recipe), "--train.learning_rate", "0.5"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "train.learning_rate: 0.001 -> 0.5" in line
+    assert ((run / "recipe.yaml").read_bytes(), (run / "round-0" / "pairs.parquet").read_bytes()) == before
+    assert main(["merge", str(run)]) == 0
+    assert main(["generate", str(recipe), "--train.learning_rate", "0.5"]) == 0, "which trains nothing"
 
 
 def test_media_start_from_the_folder_named(recipe: Path, pairs: Path, tmp_path: Path) -> None:

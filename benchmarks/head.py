@@ -5,10 +5,10 @@
     python benchmarks/head.py --device cuda --dtype bf16 --runs 20
 
 Part `head`: from hidden states of the completion tokens (half of them chosen) to their gradient, the head frozen or
-trained. *plain* keeps the logits of all these tokens and leaves both directions to torch; DPO and RRPO are
-`mmalign.train.streamed` without and with the divergence, for which the reference's pass has kept what it keeps. Part
-`step`: forward and backward of Llamas of random weights with LoRA, one pair about a prompt, by `completion_logps` and
-`completion_terms`.
+trained. *plain* keeps the logits of all these tokens and leaves both directions to torch; DPO and RRPO are those of
+`mmalign.train.logprobs.streamed` without and with the divergence, for which the reference pass has kept what it keeps.
+Part `step`: forward and backward of Llamas of random weights with LoRA, one pair about a prompt, by `completion_logps`
+and `completion_terms`.
 
 Runs alternate in one process; times are medians of processor seconds (wall-clock seconds on a GPU), memory is the
 most that tensors hold at once beyond what there was before, temporary ones of kernels included.
@@ -36,10 +36,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmalign.lm.prefix import pack
-from mmalign.train.collate import PairBatch
-from mmalign.train.head import Anchor, Head
-from mmalign.train.logps import completion_logps, completion_states, completion_terms
-from mmalign.train.streamed import tangents, token_terms
+from mmalign.train.data.collate import PairBatch
+from mmalign.train.logprobs.head import Anchor, Head
+from mmalign.train.logprobs.logps import completion_logps, completion_states, completion_terms
+from mmalign.train.logprobs.streamed import tangents, token_terms
 
 #: Hidden size and layers of the models of part `step`.
 MODELS = ((256, 4), (512, 8), (896, 24))

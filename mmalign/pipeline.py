@@ -31,7 +31,7 @@ from mmalign.tiny import draw_scene, scenes
 from mmalign.tiny.clips import clips
 from mmalign.tiny.film import write_film
 from mmalign.train.config import FREE_KEYS as TRAIN_FREE_KEYS
-from mmalign.train.launch import ALONE, Launch, shares_weights
+from mmalign.train.distributed.launch import ALONE, Launch, shares_weights
 from mmalign.train.stages import train_pairs
 from mmalign.types import MediaRef, SampleRow
 

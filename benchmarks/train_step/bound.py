@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import TrainConfig
-from mmalign.train.head import unwrapped
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.logprobs.head import unwrapped
 from mmalign.train.schedule import Order
 from mmalign.train.weights import trainable
 

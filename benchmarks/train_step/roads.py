@@ -18,10 +18,10 @@ from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, Objective
 from mmalign.pairs import PairRow
+from mmalign.train.cache.reference import FirstPass
 from mmalign.train.config import LoraConfig, TrainConfig
-from mmalign.train.context import open_context
+from mmalign.train.data.context import open_context
 from mmalign.train.metrics import MetricsLog, read_metrics
-from mmalign.train.reference import FirstPass
 from mmalign.train.schedule import Order
 from mmalign.train.trainer import PreferenceTrainer
 from mmalign.train.weights import trainable

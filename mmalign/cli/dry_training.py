@@ -24,16 +24,16 @@ from mmalign.objectives.needs import meaning
 from mmalign.pairs import PairRow, read_pairs
 from mmalign.pipeline import limits_of, root_of
 from mmalign.recipe.schema import Recipe
-from mmalign.train.arrange import arranged
-from mmalign.train.collate import Collator, PairBatch
+from mmalign.train.cache.keys import row_key
+from mmalign.train.cache.parts import Parts
 from mmalign.train.config import TrainConfig
-from mmalign.train.forecast import Forecast, Work, forecast
-from mmalign.train.keys import row_key
-from mmalign.train.modality import modality
-from mmalign.train.needs import prepared
-from mmalign.train.parts import Parts
-from mmalign.train.spans import with_phrases
-from mmalign.train.speed import Speed, measured
+from mmalign.train.data.arrange import arranged
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.data.modality import modality
+from mmalign.train.data.needs import prepared
+from mmalign.train.data.spans import with_phrases
+from mmalign.train.forecasting.forecast import Forecast, Work, forecast
+from mmalign.train.forecasting.speed import Speed, measured
 from mmalign.train.step import reference_sides_of, sides_of, values_of
 
 NUM_SHOWN = 3

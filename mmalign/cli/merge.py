@@ -21,7 +21,7 @@ def main(run: Path, out: Path | None, *, dry_run: bool) -> int:
 
     from mmalign import pipeline
     from mmalign.recipe.load import load_recipe
-    from mmalign.train.merging import merge
+    from mmalign.train.output.merging import merge
 
     disable_progress_bar()
     recipe = load_recipe(run / "recipe.yaml", ["--output", str(run)])

@@ -47,7 +47,7 @@ def run(recipe: Recipe, verb: str = "run") -> None:
     from mmalign.engine import RunDir
     from mmalign.evaluate.table import read_evaluation
     from mmalign.report import write_report
-    from mmalign.train.launch import Launch
+    from mmalign.train.distributed.launch import Launch
 
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)

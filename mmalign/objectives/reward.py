@@ -117,7 +117,7 @@ class CRM(BradleyTerry):
 
     The pairs' value "peer_margin" is r_w - r_l under the peer. In the paper two models are trained at once and review
     each other at every step; here the peer is a run of its own, with another seed, whose scores
-    (`mmalign.train.scoring.score_rows`) go into the pairs, and two runs can take turns.
+    (`mmalign.train.reward.scoring.score_rows`) go into the pairs, and two runs can take turns.
 
     Args:
         noise: Assumed share of wrong labels: so many pairs are left out in the end.

@@ -246,7 +246,7 @@ def _build(config: Namespace, method: type, objective: type) -> Recipe:
 def _refuse_unmet(recipe: Recipe) -> None:
     """What the method's pairs can never give is refused before any is made."""
     from mmalign.objectives import refuse_unmet
-    from mmalign.train.needs import promised, refuse_arrangement
+    from mmalign.train.data.needs import promised, refuse_arrangement
 
     try:
         refuse_unmet(recipe.objective, promised(recipe.method, recipe.train))
@@ -262,7 +262,7 @@ def _refuse_unread(recipe: Recipe) -> None:
     """A model that the objective does not read, mistyped or of another objective, would be left out in silence."""
     if not recipe.train.models:
         return
-    from mmalign.train.given import logit_sources, token_models
+    from mmalign.train.data.given import logit_sources, token_models
 
     scores = token_models(recipe.objective)
     read = sorted({*logit_sources(recipe.objective), *scores, *(f"{name}_reference" for name in scores)})

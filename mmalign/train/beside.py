@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mmalign.objectives import LossInputs, LossOutput, Objective
-from mmalign.train.heads import RewardHead, below
 from mmalign.train.memory import Memory, Seen
+from mmalign.train.reward.heads import RewardHead, below
 from mmalign.train.schedule import MicroBatch
 
 

@@ -19,7 +19,7 @@ from mmalign.pairs import PairRow
 from mmalign.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from mmalign.train.collate import PairBatch
+    from mmalign.train.data.collate import PairBatch
 
 #: What torch says, in any case of letters, where it raises no error of its own kind.
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from mmalign.objectives import LossInputs, Objective
-from mmalign.train.collate import PairBatch
+from mmalign.train.cache.reference import Measured, adapter_off
 from mmalign.train.config import TrainConfig
-from mmalign.train.head import Head
-from mmalign.train.heads import RewardHead, prompts_of, reads_logps, with_states
-from mmalign.train.logps import Anchor, Read, Wanted, completion_logps, completion_states, read
+from mmalign.train.data.collate import PairBatch
+from mmalign.train.logprobs.head import Head
+from mmalign.train.logprobs.logps import Anchor, Read, Wanted, completion_logps, completion_states, read
 from mmalign.train.optimizer import autocast
-from mmalign.train.reference import Measured, adapter_off
+from mmalign.train.reward.heads import RewardHead, prompts_of, reads_logps, with_states
 from mmalign.train.sources import Sources
 from mmalign.train.step import loss_inputs, reference_sides_of
 from mmalign.train.tokens import TokenValues

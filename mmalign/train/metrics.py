@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmalign.train.atomic import replacing
+from mmalign.train.output.atomic import replacing
 
 
 class MetricsLog:

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.encoded import ContextEncoder
+from mmalign.train.cache.encoded import ContextEncoder
+from mmalign.train.cache.keys import short_key, weights_key
+from mmalign.train.cache.reference import FirstPass, Measured
+from mmalign.train.data.collate import Collator, PairBatch
 from mmalign.train.interrupt import Stop
-from mmalign.train.keys import short_key, weights_key
-from mmalign.train.logps import completion_logps
+from mmalign.train.logprobs.logps import completion_logps
 from mmalign.train.optimizer import autocast
-from mmalign.train.reference import FirstPass, Measured
 from mmalign.train.run import Run
 from mmalign.train.sharing import Trial, see_once_where_equal, share_where_equal
 from mmalign.train.sources import Source

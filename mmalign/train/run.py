@@ -13,12 +13,12 @@ from mmalign.lm.load import Loaded
 from mmalign.objectives import Objective
 from mmalign.pairs import PairRow
 from mmalign.train.beside import Beside
-from mmalign.train.collate import PairBatch
 from mmalign.train.config import TrainConfig
+from mmalign.train.data.collate import PairBatch
+from mmalign.train.distributed.ranks import Ranks
 from mmalign.train.failures import memory_named
 from mmalign.train.forward import Forward
 from mmalign.train.progress import ProgressLine
-from mmalign.train.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,10 +19,10 @@ from mmalign.lm.prefix import compare, is_exact
 from mmalign.lm.processing import TEXT_ONLY
 from mmalign.pairs import PairRow
 from mmalign.sides import shape_of
-from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.encoded import ContextEncoder
-from mmalign.train.keys import short_key
-from mmalign.train.logps import completion_logps
+from mmalign.train.cache.encoded import ContextEncoder
+from mmalign.train.cache.keys import short_key
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.logprobs.logps import completion_logps
 
 log = logging.getLogger("mmalign.train")
 

@@ -19,12 +19,12 @@ from mmalign.errors import ModelError, TrainError
 from mmalign.lm.load import Loaded, load_model
 from mmalign.lm.spec import ModelSpec
 from mmalign.objectives import Distributional, Objective, TokenTerm
-from mmalign.train.collate import PairBatch
+from mmalign.train.cache.reference import adapter_off
 from mmalign.train.config import TrainConfig
-from mmalign.train.given import REFERENCE, logit_sources
-from mmalign.train.head import Anchor, Head
-from mmalign.train.logps import Wanted, read
-from mmalign.train.reference import adapter_off
+from mmalign.train.data.collate import PairBatch
+from mmalign.train.data.given import REFERENCE, logit_sources
+from mmalign.train.logprobs.head import Anchor, Head
+from mmalign.train.logprobs.logps import Wanted, read
 
 
 @dataclass(frozen=True)

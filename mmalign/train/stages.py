@@ -25,19 +25,19 @@ from mmalign.lm.quantize import is_quantized
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import Objective
 from mmalign.pairs import PairRow
-from mmalign.train.arrange import arranged
-from mmalign.train.atomic import replacing
-from mmalign.train.collate import Collator
+from mmalign.train.cache.keys import short_key, template_key
+from mmalign.train.cache.reference import FirstPass, Measured
 from mmalign.train.config import TrainConfig
-from mmalign.train.curriculum import Curriculum, curriculum
-from mmalign.train.head import unwrapped
+from mmalign.train.data.arrange import arranged
+from mmalign.train.data.collate import Collator
+from mmalign.train.data.curriculum import Curriculum, curriculum
+from mmalign.train.distributed.launch import asks_to_share
 from mmalign.train.interrupt import stop_on_signals
-from mmalign.train.keys import short_key, template_key
-from mmalign.train.launch import asks_to_share
+from mmalign.train.logprobs.head import unwrapped
 from mmalign.train.metrics import read_metrics
+from mmalign.train.output.atomic import replacing
+from mmalign.train.output.saving import TrainResult
 from mmalign.train.progress import ProgressLine
-from mmalign.train.reference import FirstPass, Measured
-from mmalign.train.saving import TrainResult
 from mmalign.train.trainer import PreferenceTrainer, begin
 from mmalign.train.weights import merged_exactly
 

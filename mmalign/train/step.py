@@ -12,7 +12,7 @@ from mmalign.objectives import Completions, LossInputs, LossOutput, Objective
 from mmalign.pairs import PairRow
 
 if TYPE_CHECKING:  # a recipe is checked without what reads models
-    from mmalign.train.collate import PairBatch
+    from mmalign.train.data.collate import PairBatch
 
 #: The answers of a pair, in the order of batches; further sides follow by name.
 SIDES = ("chosen", "rejected")

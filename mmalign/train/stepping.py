@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.train.collate import Collator
+from mmalign.train.cache.reference import Measured
+from mmalign.train.data.collate import Collator
 from mmalign.train.failures import own_code_named, refuse_gradient, refuse_loss, refuse_shape
-from mmalign.train.reference import Measured
 from mmalign.train.run import Run
 from mmalign.train.schedule import MicroBatch, micro_batches
 from mmalign.train.step import StepTotals, nonfinite

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mmalign.objectives import Objective
+from mmalign.train.cache.reference import Measured
 from mmalign.train.config import TrainConfig
-from mmalign.train.given import OLD, token_models
-from mmalign.train.reference import Measured
+from mmalign.train.data.given import OLD, token_models
 
 
 def reference_of(name: str) -> str:

@@ -18,30 +18,30 @@ from mmalign.lm.quantize import is_quantized
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import Objective
 from mmalign.pairs import PairRow
-from mmalign.train.arrange import twins_of
 from mmalign.train.beside import Beside
-from mmalign.train.checkpoint import Checkpoints
-from mmalign.train.collate import Collator
+from mmalign.train.cache.keys import rows_key, short_key, template_key, weights_key
+from mmalign.train.cache.reference import Measured
 from mmalign.train.config import FREE_KEYS, TrainConfig
+from mmalign.train.data.arrange import twins_of
+from mmalign.train.data.collate import Collator
+from mmalign.train.data.lengths import short_enough
+from mmalign.train.data.modality import modality
+from mmalign.train.data.needs import prepared
+from mmalign.train.data.spans import with_phrases
+from mmalign.train.distributed.ranks import Ranks
 from mmalign.train.forward import Forward
-from mmalign.train.gate import fit_gate
-from mmalign.train.heads import RewardHead, freeze_output_layer, reads_logps
 from mmalign.train.interrupt import Stop, stop_on_signals
-from mmalign.train.keys import rows_key, short_key, template_key, weights_key
-from mmalign.train.lengths import short_enough
 from mmalign.train.metrics import MetricsLog
-from mmalign.train.modality import modality
-from mmalign.train.needs import prepared
 from mmalign.train.optimizer import adamw
+from mmalign.train.output.checkpoint import Checkpoints
+from mmalign.train.output.saving import Kind, Output, TrainResult, Types
 from mmalign.train.preparing import Preparation
 from mmalign.train.progress import Meter, note_of
-from mmalign.train.ranks import Ranks
-from mmalign.train.reference import Measured
+from mmalign.train.reward.gate import fit_gate
+from mmalign.train.reward.heads import RewardHead, freeze_output_layer, reads_logps
 from mmalign.train.run import Run
-from mmalign.train.saving import Kind, Output, TrainResult, Types
 from mmalign.train.schedule import Order, lr_factor, micro_batch_size
 from mmalign.train.sources import Sources
-from mmalign.train.spans import with_phrases
 from mmalign.train.step import sides_of, values_of
 from mmalign.train.stepping import Stepper
 from mmalign.train.trackers import refuse_unknown, settings_of
@@ -80,7 +80,7 @@ class PreferenceTrainer:
     pairs' making. `start_key` names the weights that training starts from, where they come out of a computation that
     need not give the same last bits again; `measured` are the lengths of the rows where they are known. The trained
     weights are in `output` and, when the last call did train, in `model`. A reward model's head is saved beside them
-    (`mmalign.train.scoring` scores with it) and is `reward_head` here.
+    (`mmalign.train.reward.scoring` scores with it) and is `reward_head` here.
 
     Raises TrainError when there is nothing to train on, or what there is cannot be trained on.
     """

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mmalign.errors import TrainError
 from mmalign.train.config import TrainConfig
-from mmalign.train.head import unwrapped
+from mmalign.train.logprobs.head import unwrapped
 
 #: Attributes by which transformers' modules hold a dropout rate beside `nn.Dropout`.
 DROPOUT_RATES = ("attention_dropout", "dropout", "activation_dropout", "dropout_p")

@@ -13,9 +13,9 @@ import torch
 from mmalign.cli import main
 from mmalign.cli.dry_training import num_steps
 from mmalign.pairs import PairRow, read_pairs, write_pairs
+from mmalign.train.cache.keys import row_key
+from mmalign.train.cache.parts import Numbers, Parts
 from mmalign.train.config import TrainConfig
-from mmalign.train.keys import row_key
-from mmalign.train.parts import Numbers, Parts
 from tests.train.rows import CHOSEN, REJECTED, make_rows
 
 

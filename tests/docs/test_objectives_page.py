@@ -13,8 +13,8 @@ from mmalign.objectives.carried import MADE, SIDES, VALUES, example, told
 from mmalign.pairs import PairRow, read_pairs
 from mmalign.sides import read_sides, read_values
 from mmalign.train.config import TrainConfig
-from mmalign.train.derived import DERIVED
-from mmalign.train.needs import prepared
+from mmalign.train.data.derived import DERIVED
+from mmalign.train.data.needs import prepared
 from tests.docs.test_readme import build
 
 __all__ = ["build"]

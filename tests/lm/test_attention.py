@@ -22,9 +22,9 @@ from mmalign.lm.load import Loaded
 from mmalign.lm.prefix import Branches, Packed, arguments, pack
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import LoraConfig
-from mmalign.train.logps import completion_logps
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.logprobs.logps import completion_logps
 from mmalign.train.weights import trainable, training_mode
 from tests.lm.test_prefix import packs
 from tests.models import READING, SEEING, WATCHING, tiny

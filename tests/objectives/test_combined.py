@@ -31,7 +31,7 @@ from mmalign.objectives.needs import KINDS, WORDS
 from mmalign.objectives.noisy import LCPO
 from mmalign.recipe.load import load_recipe
 from mmalign.train.config import TrainConfig
-from mmalign.train.needs import promised
+from mmalign.train.data.needs import promised
 from tests.objectives.fixtures import close, f1
 from tests.objectives.rooms import room
 

@@ -17,7 +17,7 @@ from mmalign.media.read import MediaLimits
 from mmalign.objectives import Completions, Distributional, LossInputs, LossOutput, Need, Objective, Remembering
 from mmalign.pairs import PairRow
 from mmalign.sides import AnswerRow, laid_out, shape_of
-from mmalign.train.context import open_context
+from mmalign.train.data.context import open_context
 from mmalign.train.trainer import PreferenceTrainer
 
 

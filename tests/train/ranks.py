@@ -22,7 +22,7 @@ from mmalign.objectives import DPO, RRPO, Objective
 from mmalign.objectives.noisy import LCPO
 from mmalign.objectives.reward import BradleyTerry
 from mmalign.train.config import TrainConfig
-from mmalign.train.launch import Launch
+from mmalign.train.distributed.launch import Launch
 from mmalign.train.stages import train_pairs
 from tests.models import tiny
 from tests.train.rows import quick

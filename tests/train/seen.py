@@ -13,11 +13,11 @@ import torch
 from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator, PairBatch
+from mmalign.train.cache.encoded import ContextEncoder
+from mmalign.train.cache.keys import template_key
 from mmalign.train.config import TrainConfig
-from mmalign.train.encoded import ContextEncoder
-from mmalign.train.head import unwrapped
-from mmalign.train.keys import template_key
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.logprobs.head import unwrapped
 from mmalign.train.weights import trainable, training_mode
 from tests.train.rows import quick
 

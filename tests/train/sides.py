@@ -16,7 +16,7 @@ from mmalign.media.read import MediaLimits
 from mmalign.objectives import Completions, LossInputs, Objective
 from mmalign.pairs import PairRow
 from mmalign.sides import AnswerRow, SideRow, read_sides, read_values
-from mmalign.train.context import open_context
+from mmalign.train.data.context import open_context
 from mmalign.train.step import reference_sides_of, sides_of, values_of
 from mmalign.types import Row
 from tests.train.rows import make_rows

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mmalign.errors import RecipeError, TrainError
 from mmalign.pairs import PairRow
 from mmalign.recipe.load import load_recipe
-from mmalign.train.arrange import (
+from mmalign.train.config import Arrangement
+from mmalign.train.data.arrange import (
     GOAL,
     READS,
     arranged,
@@ -25,7 +26,6 @@ from mmalign.train.arrange import (
     temporal,
     twins_of,
 )
-from mmalign.train.config import Arrangement
 from mmalign.train.schedule import Order
 from mmalign.train.stages import train_pairs
 from tests.models import tiny

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from mmalign.cli import main
-from mmalign.train import parts
-from mmalign.train.atomic import replacing
+from mmalign.train.cache import parts
+from mmalign.train.output.atomic import replacing
 from tests.train.rows import make_rows
 
 

@@ -15,7 +15,7 @@ from benchmarks.train_step.memory import peak, restart
 from benchmarks.train_step.models import load, pairs
 from benchmarks.train_step.roads import Moment, Took, assert_same, settings
 from mmalign.media.read import MediaLimits
-from mmalign.train.collate import Collator
+from mmalign.train.data.collate import Collator
 from mmalign.train.weights import trainable
 
 #: TRL and datasets warn of their own deprecations.

@@ -14,8 +14,8 @@ from mmalign.errors import MediaError, TrainError
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.context import open_context
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.data.context import open_context
 from mmalign.types import Chat, Corruption, Message
 from tests.models import ALL, READING, SEEING, tiny
 from tests.train.rows import damaged, make_rows

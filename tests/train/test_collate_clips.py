@@ -17,8 +17,8 @@ from mmalign.lm.local import LocalLM
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator
-from mmalign.train.logps import completion_logps
+from mmalign.train.data.collate import Collator
+from mmalign.train.logprobs.logps import completion_logps
 from mmalign.types import Chat, Media, Message
 from tests.models import WATCHING, clip, picture, tiny
 from tests.train.rows import CHOSEN, REJECTED, make_rows, quick
@@ -49,7 +49,7 @@ class Pairs:
             for index, chat in enumerate(self.chats)
         ]
         opened = {row.id: chat for row, chat in zip(self.rows, self.chats, strict=True)}
-        monkeypatch.setattr("mmalign.train.collate.open_context", lambda turns, root, limits, pair: opened[pair])
+        monkeypatch.setattr("mmalign.train.data.collate.open_context", lambda turns, root, limits, pair: opened[pair])
 
 
 def collator(loaded: Loaded) -> Collator:

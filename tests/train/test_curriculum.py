@@ -13,9 +13,9 @@ import torch
 from mmalign.errors import TrainError
 from mmalign.objectives import DPO, RRPO, SFT, Objective
 from mmalign.pairs import PairRow
+from mmalign.train.cache.reference import Measured
 from mmalign.train.config import TrainConfig
-from mmalign.train.curriculum import Curriculum, curriculum
-from mmalign.train.reference import Measured
+from mmalign.train.data.curriculum import Curriculum, curriculum
 from tests.train.rows import make_rows, quick
 
 

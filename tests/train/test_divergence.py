@@ -17,10 +17,10 @@ from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, RRPO
 from mmalign.train import forward as forward_module
-from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import LoraConfig
-from mmalign.train.logps import Read, Wanted
-from mmalign.train.spans import with_phrases
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.data.spans import with_phrases
+from mmalign.train.logprobs.logps import Read, Wanted
 from tests.models import STRING_TEMPLATE, tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import assert_same_curve, curve, numbers, trainer

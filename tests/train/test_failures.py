@@ -16,11 +16,11 @@ from mmalign.errors import TrainError
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, LossInputs, LossOutput, Need, Objective
-from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig
+from mmalign.train.data.collate import Collator
+from mmalign.train.distributed.ranks import Ranks
 from mmalign.train.failures import is_out_of_memory, memory_named
 from mmalign.train.forward import Forward
-from mmalign.train.ranks import Ranks
 from mmalign.train.sharing import Trial
 from tests.models import tiny
 from tests.train.rows import make_rows, quick

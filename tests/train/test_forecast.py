@@ -16,14 +16,14 @@ from transformers.initialization import no_init_weights
 from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, RRPO, Objective
-from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import LoraConfig, TrainConfig
-from mmalign.train.forecast import Forecast, forecast
-from mmalign.train.ghost import Ghosts
-from mmalign.train.head import Anchor, Head
-from mmalign.train.logps import Wanted, completion_logps, read
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.forecasting.forecast import Forecast, forecast
+from mmalign.train.forecasting.ghost import Ghosts
+from mmalign.train.forecasting.speed import measured
+from mmalign.train.logprobs.head import Anchor, Head
+from mmalign.train.logprobs.logps import Wanted, completion_logps, read
 from mmalign.train.optimizer import adamw, autocast
-from mmalign.train.speed import measured
 from mmalign.train.weights import trainable, training_mode
 from tests.models import tiny
 from tests.train.rows import make_rows, quick

@@ -16,7 +16,7 @@ from mmalign.objectives.heads import gated
 from mmalign.objectives.internal import PreferenceDegree
 from mmalign.objectives.reward import PAL, ArmoRM, BradleyTerry, HelpSteer
 from mmalign.pairs import PairRow
-from mmalign.train.heads import HeadSpec, RewardHead, load_head
+from mmalign.train.reward.heads import HeadSpec, RewardHead, load_head
 
 CPU, SIZE = torch.device("cpu"), 6
 SPECS = {

@@ -22,12 +22,12 @@ from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
 from mmalign.train import interrupt
-from mmalign.train.collate import Collator, PairBatch
+from mmalign.train.cache.keys import row_key
+from mmalign.train.cache.parts import Parts
+from mmalign.train.cache.reference import FirstPass
 from mmalign.train.config import LoraConfig, TrainConfig
+from mmalign.train.data.collate import Collator, PairBatch
 from mmalign.train.interrupt import Stop, stop_on_signals
-from mmalign.train.keys import row_key
-from mmalign.train.parts import Parts
-from mmalign.train.reference import FirstPass
 from mmalign.train.stages import train_pairs
 from tests.models import tiny
 from tests.train.children import Child, Waiting, let_go, meet, ranks, when_met

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from mmalign.train.keys import weights_key
+from mmalign.train.cache.keys import weights_key
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import trainer

@@ -13,8 +13,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from mmalign import cli
 from mmalign.engine import RunDir
 from mmalign.errors import MMAlignError, StoreError, TrainError
-from mmalign.train import ranks
-from mmalign.train.launch import Launch
+from mmalign.train.distributed import ranks
+from mmalign.train.distributed.launch import Launch
 from mmalign.train.stages import train_stages
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
@@ -54,7 +54,7 @@ def test_a_first_process_that_is_gone_is_told_in_one_line(monkeypatch: pytest.Mo
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("Connection closed by peer")
 
-    monkeypatch.setattr("mmalign.train.launch.distributed.broadcast", broken)
+    monkeypatch.setattr("mmalign.train.distributed.launch.distributed.broadcast", broken)
     with pytest.raises(MMAlignError, match="the first process of the launch is gone"):
         Launch(index=1, count=2).by_first(lambda: None)
 

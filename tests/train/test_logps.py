@@ -21,11 +21,11 @@ from transformers import (
 from mmalign.lm.local import LocalLM
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
-from mmalign.train import head as head_module
-from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.context import open_context
-from mmalign.train.head import Head
-from mmalign.train.logps import Anchor, completion_logps, completion_states, completion_terms
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.data.context import open_context
+from mmalign.train.logprobs import head as head_module
+from mmalign.train.logprobs.head import Head
+from mmalign.train.logprobs.logps import Anchor, completion_logps, completion_states, completion_terms
 from tests.models import ALL, READING, tiny
 from tests.train.rows import make_rows
 

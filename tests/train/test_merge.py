@@ -25,10 +25,10 @@ from mmalign.lm.spec import ModelSpec
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow, write_pairs
 from mmalign.recipe.load import load_recipe
-from mmalign.train import merging
-from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig
-from mmalign.train.merging import merge, merged
+from mmalign.train.data.collate import Collator
+from mmalign.train.output import merging
+from mmalign.train.output.merging import merge, merged
 from mmalign.train.stages import train_pairs
 from tests.models import tiny
 from tests.train.rows import make_rows, quick

@@ -15,9 +15,9 @@ from mmalign.media.frames import FrameChoice
 from mmalign.media.read import MediaLimits, open_ref
 from mmalign.objectives import DPO, RRPO, Objective
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig
-from mmalign.train.modality import modality
+from mmalign.train.data.collate import Collator
+from mmalign.train.data.modality import modality
 from mmalign.types import Chat, Corruption, Media, MediaRef, Message
 from tests.models import WATCHING, clip, picture, tiny
 from tests.train.rows import CHOSEN, REJECTED, make_rows, quick
@@ -30,7 +30,7 @@ def pairs_about(media: Sequence[Media | None], monkeypatch: pytest.MonkeyPatch) 
         f"p{index}": Chat((Message("user", (*([] if shown is None else [shown]), f"Describe it. {index}")),))
         for index, shown in enumerate(media)
     }
-    monkeypatch.setattr("mmalign.train.collate.open_context", lambda turns, root, limits, pair: chats[pair])
+    monkeypatch.setattr("mmalign.train.data.collate.open_context", lambda turns, root, limits, pair: chats[pair])
     return [
         PairRow(
             id=name,

@@ -17,8 +17,8 @@ from mmalign.objectives.needs import AXES, axes, refuse_unmet
 from mmalign.pairs import PairRow
 from mmalign.sides import read_sides, read_values, shape_of
 from mmalign.train.config import TrainConfig
-from mmalign.train.derived import IMPROVE, with_derived
-from mmalign.train.needs import prepared, promised, provided
+from mmalign.train.data.derived import IMPROVE, with_derived
+from mmalign.train.data.needs import prepared, promised, provided
 from tests.train.rows import make_rows
 from tests.train.sides import carrying
 

@@ -14,9 +14,9 @@ from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import OBJECTIVES, Sum
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator
 from mmalign.train.config import TrainConfig
-from mmalign.train.needs import prepared
+from mmalign.train.data.collate import Collator
+from mmalign.train.data.needs import prepared
 from tests.models import tiny
 from tests.train.rows import make_rows
 from tests.train.sides import carrying

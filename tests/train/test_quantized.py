@@ -11,7 +11,7 @@ import torch
 from mmalign.errors import ModelError, TrainError
 from mmalign.lm.load import Loaded, load_model
 from mmalign.lm.spec import ModelSpec
-from mmalign.train.merging import merge
+from mmalign.train.output.merging import merge
 from tests.train.rows import make_rows, quick
 from tests.train.runs import curve, trainer
 

@@ -31,10 +31,10 @@ from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import TokenTerm
 from mmalign.objectives.distributions import token_kl
-from mmalign.train import head as head_module
-from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.head import Anchor, Head
-from mmalign.train.logps import Wanted, completion_logps, completion_states, completion_terms, read
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.logprobs import head as head_module
+from mmalign.train.logprobs.head import Anchor, Head
+from mmalign.train.logprobs.logps import Wanted, completion_logps, completion_states, completion_terms, read
 from tests.models import tiny
 from tests.train.rows import make_rows
 from tests.train.shapes import RecordShapes

@@ -14,12 +14,12 @@ from mmalign.errors import TrainError
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train import reference
-from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.keys import row_key, rows_key, weights_key
-from mmalign.train.logps import completion_logps, completion_states
-from mmalign.train.parts import Parts
-from mmalign.train.reference import FirstPass
+from mmalign.train.cache import reference
+from mmalign.train.cache.keys import row_key, rows_key, weights_key
+from mmalign.train.cache.parts import Parts
+from mmalign.train.cache.reference import FirstPass
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.logprobs.logps import completion_logps, completion_states
 from tests.models import shared, tiny
 from tests.train.rows import make_rows
 

@@ -18,13 +18,13 @@ from mmalign.errors import Interrupted, TrainError
 from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train import parts, reference
-from mmalign.train.collate import Collator, PairBatch
+from mmalign.train.cache import parts, reference
+from mmalign.train.cache.keys import row_key, template_key, weights_key
+from mmalign.train.cache.parts import Numbers, Parts, trim
+from mmalign.train.cache.reference import FirstPass, Measured
 from mmalign.train.config import LoraConfig
+from mmalign.train.data.collate import Collator, PairBatch
 from mmalign.train.interrupt import Stop
-from mmalign.train.keys import row_key, template_key, weights_key
-from mmalign.train.parts import Numbers, Parts, trim
-from mmalign.train.reference import FirstPass, Measured
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import trainer

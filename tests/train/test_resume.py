@@ -12,8 +12,8 @@ import torch
 
 from mmalign.errors import TrainError
 from mmalign.objectives import DPO, LossInputs, LossOutput, Need, Objective
-from mmalign.train.checkpoint import Checkpoints
 from mmalign.train.config import LoraConfig
+from mmalign.train.output.checkpoint import Checkpoints
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import assert_same_curve, curve, trainer
@@ -103,13 +103,13 @@ def _kill_when_writing(name: str, monkeypatch: pytest.MonkeyPatch, *, second: bo
 
         return write
 
-    monkeypatch.setattr("mmalign.train.checkpoint.save_file", dying(_original("save_file"), 1))
+    monkeypatch.setattr("mmalign.train.output.checkpoint.save_file", dying(_original("save_file"), 1))
     monkeypatch.setattr(torch, "save", dying(torch.save, 1))
     monkeypatch.setattr(Path, "write_text", dying(Path.write_text, 0))
 
 
 def _original(name: str) -> Callable[..., Any]:
-    from mmalign.train import checkpoint
+    from mmalign.train.output import checkpoint
 
     found: Callable[..., Any] = getattr(checkpoint, name)
     return found

@@ -19,7 +19,7 @@ from mmalign.objectives.sft import SFT
 from mmalign.pairs import PairRow
 from mmalign.sides import AnswerRow
 from mmalign.train.config import LoraConfig
-from mmalign.train.scoring import score_rows
+from mmalign.train.reward.scoring import score_rows
 from mmalign.train.stages import train_pairs
 from tests.models import tiny
 from tests.train.by_hand import numbers, told

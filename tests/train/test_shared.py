@@ -15,10 +15,10 @@ from mmalign.lm.load import Loaded
 from mmalign.lm.prefix import Branches
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import LoraConfig
-from mmalign.train.head import Head
-from mmalign.train.logps import Anchor, completion_logps, completion_states, completion_terms
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.logprobs.head import Head
+from mmalign.train.logprobs.logps import Anchor, completion_logps, completion_states, completion_terms
 from mmalign.train.weights import trainable, training_mode
 from mmalign.types import Chat, Media, Message
 from tests.models import READING, SEEING, WATCHING, clip, picture, tiny
@@ -164,7 +164,7 @@ def test_a_prompt_whose_end_fuses_with_some_answers(monkeypatch: pytest.MonkeyPa
     rows = [
         PairRow(id="p", sample_id="s", method="t", context=chat.to_rows(), chosen="s a boat.", rejected=" no boat.")
     ]
-    monkeypatch.setattr("mmalign.train.collate.open_context", lambda turns, root, limits, pair: chat)
+    monkeypatch.setattr("mmalign.train.data.collate.open_context", lambda turns, root, limits, pair: chat)
     prompt = loaded.renderer.prompt(chat)
     whole = tokenizer(prompt + "s a boat.")["input_ids"]
     assert whole[: len(tokenizer(prompt)["input_ids"])] != tokenizer(prompt)["input_ids"], "the case is real"

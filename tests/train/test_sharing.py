@@ -30,9 +30,9 @@ from mmalign.lm.load import Loaded
 from mmalign.lm.prefix import Branches
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, RRPO, Objective
-from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import LoraConfig
-from mmalign.train.logps import completion_logps
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.logprobs.logps import completion_logps
 from mmalign.train.sharing import Trial, share_where_equal
 from tests.models import STRING_TEMPLATE, clip, picture, tiny, tokenizer
 from tests.train.rows import make_rows, quick

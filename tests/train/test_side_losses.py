@@ -15,10 +15,10 @@ from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import OBJECTIVES, LossInputs, Objective
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator, PairBatch
 from mmalign.train.config import TrainConfig
-from mmalign.train.logps import completion_logps
-from mmalign.train.needs import prepared
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.data.needs import prepared
+from mmalign.train.logprobs.logps import completion_logps
 from mmalign.train.step import StepTotals, loss_inputs, reference_sides_of, sides_of, values_of
 from tests.models import READING, tiny
 from tests.train.rows import make_rows

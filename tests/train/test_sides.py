@@ -12,8 +12,8 @@ from mmalign.errors import MediaError, TrainError
 from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator, PairBatch
-from mmalign.train.logps import completion_logps
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.logprobs.logps import completion_logps
 from tests.models import READING, shared, tiny
 from tests.train.sides import alone, asked, carrying, listed
 from tests.train.test_shared import assert_equal, measured

@@ -9,7 +9,7 @@ import pytest
 from mmalign.errors import TrainError
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import OBJECTIVES
-from mmalign.train.collate import Collator
+from mmalign.train.data.collate import Collator
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import assert_same_curve, numbers, trainer

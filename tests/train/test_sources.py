@@ -19,7 +19,7 @@ from mmalign.objectives.needs import meaning
 from mmalign.objectives.noisy import Selfie
 from mmalign.objectives.policy import GRPO
 from mmalign.objectives.tokens import SAIL, WPO
-from mmalign.train.given import given, logit_sources, token_models
+from mmalign.train.data.given import given, logit_sources, token_models
 from mmalign.train.sources import Source
 from tests.models import tiny, tokenizer
 from tests.train.every import rows_for

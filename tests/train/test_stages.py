@@ -21,10 +21,10 @@ from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, RRPO, SFT, Objective
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig, TrainConfig
-from mmalign.train.logps import completion_logps
-from mmalign.train.saving import TrainResult
+from mmalign.train.data.collate import Collator
+from mmalign.train.logprobs.logps import completion_logps
+from mmalign.train.output.saving import TrainResult
 from mmalign.train.stages import train_stages
 from mmalign.train.weights import merged_exactly
 from tests.models import tiny

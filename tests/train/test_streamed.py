@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mmalign.objectives import TokenTerm
 from mmalign.objectives.distributions import stream
-from mmalign.train import head as head_module
-from mmalign.train.head import Anchor, Head
-from mmalign.train.streamed import tangents, token_terms
+from mmalign.train.logprobs import head as head_module
+from mmalign.train.logprobs.head import Anchor, Head
+from mmalign.train.logprobs.streamed import tangents, token_terms
 from tests.train.shapes import RecordShapes
 
 V, H = 23, 5

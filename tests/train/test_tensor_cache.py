@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmalign.errors import TrainError
-from mmalign.train.atomic import PREFIX
-from mmalign.train.tensor_cache import TensorCache
+from mmalign.train.cache.tensor_cache import TensorCache
+from mmalign.train.output.atomic import PREFIX
 
 MANY = 1 << 30
 

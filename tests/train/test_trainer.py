@@ -19,10 +19,10 @@ from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, SFT, LossInputs, LossOutput, Need, Objective, find_objective
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig
-from mmalign.train.logps import completion_logps
-from mmalign.train.saving import TrainResult
+from mmalign.train.data.collate import Collator
+from mmalign.train.logprobs.logps import completion_logps
+from mmalign.train.output.saving import TrainResult
 from tests.models import READING, SEEING, tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import assert_same_curve, curve, numbers, trainer

@@ -14,8 +14,8 @@ from mmalign.lm.render import Renderer
 from mmalign.media.read import MediaLimits
 from mmalign.objectives import DPO, Objective, RobustDPO
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator
-from mmalign.train.context import open_context
+from mmalign.train.data.collate import Collator
+from mmalign.train.data.context import open_context
 from mmalign.train.metrics import read_metrics
 from mmalign.train.trainer import PreferenceTrainer
 from tests.models import READING, tiny

@@ -13,7 +13,7 @@ from mmalign.media.files import file_sha256
 from mmalign.media.image import PictureLimits
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator
+from mmalign.train.data.collate import Collator
 from mmalign.types import Corruption
 from tests.models import picture, tiny
 from tests.train.rows import damaged, make_rows, quick

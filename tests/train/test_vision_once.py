@@ -17,9 +17,9 @@ from mmalign.errors import MediaError, TrainError
 from mmalign.lm.vision import Features
 from mmalign.objectives import DPO, RRPO
 from mmalign.pairs import PairRow
-from mmalign.train import collate as collate_module
-from mmalign.train.collate import Collator
 from mmalign.train.config import LoraConfig
+from mmalign.train.data import collate as collate_module
+from mmalign.train.data.collate import Collator
 from mmalign.types import Chat, Media, MediaRef, Message
 from tests.models import SEEING, clip, picture, tiny
 from tests.train.rows import CHOSEN, REJECTED, make_rows, quick
@@ -230,7 +230,7 @@ def test_a_tower_that_is_built_otherwise_is_told_too(
     def missing(*given: Any) -> None:
         raise AttributeError("no pooler_output\nand more")
 
-    monkeypatch.setattr("mmalign.train.encoded.see", missing)
+    monkeypatch.setattr("mmalign.train.cache.encoded.see", missing)
     trainer(tmp_path, make_rows(tmp_path, 2), quick(), loaded=tiny("llava")).train()
     assert "train.vision_once: every forward computes its features, tried on s0#0.0, s1#0.0: no pooler" in caplog.text
     assert "and more" not in caplog.text
@@ -245,7 +245,7 @@ def test_what_was_not_tried_is_not_taken_for_equal(tmp_path: Path) -> None:
 
 
 def test_a_forward_that_takes_none_keeps_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmalign.train.encoded.takes_features", lambda model: False)
+    monkeypatch.setattr("mmalign.train.cache.encoded.takes_features", lambda model: False)
     loaded = tiny("llava")
     assert encoder_of(loaded, trained(loaded)) is None
     trainer(tmp_path, make_rows(tmp_path, 2), quick(), loaded=loaded).train()
@@ -274,7 +274,7 @@ def test_memory_that_runs_out_in_the_tower_names_the_pair(tmp_path: Path, monkey
     def full(*given: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
-    monkeypatch.setattr("mmalign.train.encoded.see", full)
+    monkeypatch.setattr("mmalign.train.cache.encoded.see", full)
     told = r"^pair s0#0\.0: memory ran out in the vision tower, .* 2 media alone; in a new run, lower data\.max_side$"
     with pytest.raises(TrainError, match=told):
         collate(make_rows(tmp_path, 1, pictures=2))

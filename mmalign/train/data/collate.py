@@ -20,8 +20,8 @@ from mmalign.media.read import MediaLimits
 from mmalign.objectives.needs import RAGGED, axes
 from mmalign.pairs import PairRow
 from mmalign.sides import AnswerRow, ValueRow, laid_out, shape_of
-from mmalign.train.context import open_context, outlined_context
-from mmalign.train.encoded import ContextEncoder, Encoded, batched
+from mmalign.train.cache.encoded import ContextEncoder, Encoded, batched
+from mmalign.train.data.context import open_context, outlined_context
 from mmalign.train.failures import is_out_of_memory
 from mmalign.types import Chat, Media, Picture
 

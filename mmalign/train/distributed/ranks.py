@@ -24,11 +24,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from mmalign.errors import TrainError
 from mmalign.lm.quantize import is_quantized
 from mmalign.train.config import TrainConfig
-from mmalign.train.head import unwrapped
-from mmalign.train.launch import PATIENCE, asks_to_share, is_set, num_processes
-from mmalign.train.saving import Kind
+from mmalign.train.distributed.launch import PATIENCE, asks_to_share, is_set, num_processes
+from mmalign.train.distributed.whole import all_weights, trained_weights
+from mmalign.train.logprobs.head import unwrapped
+from mmalign.train.output.saving import Kind
 from mmalign.train.weights import media_parts, reaches_media
-from mmalign.train.whole import all_weights, trained_weights
 
 
 class Ranks:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from mmalign.objectives.heads import fitted
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator
 from mmalign.train.config import TrainConfig
-from mmalign.train.heads import RewardHead
-from mmalign.train.logps import Wanted, read
+from mmalign.train.data.collate import Collator
+from mmalign.train.distributed.ranks import Ranks
+from mmalign.train.logprobs.logps import Wanted, read
 from mmalign.train.optimizer import autocast
-from mmalign.train.ranks import Ranks
+from mmalign.train.reward.heads import RewardHead
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmalign.train.ghost import Ghosts
+from mmalign.train.forecasting.ghost import Ghosts
 
 #: Seconds that each of the three measurements may take.
 MEASURED_S = 0.25

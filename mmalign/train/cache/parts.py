@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmalign.errors import TrainError
-from mmalign.train.atomic import PREFIX, replacing
+from mmalign.train.output.atomic import PREFIX, replacing
 
 log = logging.getLogger("mmalign.train")
 

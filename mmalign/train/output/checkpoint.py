@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmalign.errors import TrainError
-from mmalign.train.atomic import PREFIX, discard, replacing, sweep
-from mmalign.train.whole import load_optimizer_state, load_weights, optimizer_state, trained_weights
+from mmalign.train.distributed.whole import load_optimizer_state, load_weights, optimizer_state, trained_weights
+from mmalign.train.output.atomic import PREFIX, discard, replacing, sweep
 
 
 @dataclass(frozen=True, kw_only=True)

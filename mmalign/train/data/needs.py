@@ -1,7 +1,7 @@
 """Whether pairs and trainer give what an objective needs, found before training, in one line that names the row.
 
 "value:x" is looked up in a pair's `values` ("value:gap" is its column `gap`), "side:x" and "reference:x" in its
-`sides`; what sides follow from pairs that lack them is in `mmalign.train.derived`. Shapes are those of
+`sides`; what sides follow from pairs that lack them is in `mmalign.train.data.derived`. Shapes are those of
 `mmalign.objectives.needs.AXES`.
 """
 
@@ -16,10 +16,10 @@ from mmalign.objectives import Need, Objective, refuse_unmet
 from mmalign.objectives.needs import INDICES, RAGGED, axes, has_even_lists, index_limit, meaning
 from mmalign.pairs import PairRow
 from mmalign.sides import AnswerRow, SideRow, ValueRow, laid_out, shape_of
-from mmalign.train.arrange import READS
 from mmalign.train.config import PROVIDED, TrainConfig
-from mmalign.train.derived import DERIVED, with_derived
-from mmalign.train.given import given
+from mmalign.train.data.arrange import READS
+from mmalign.train.data.derived import DERIVED, with_derived
+from mmalign.train.data.given import given
 from mmalign.train.step import SIDES, sides_of, values_of
 
 #: Sides that are the chosen text in another context: what they say is read token for token beside it.

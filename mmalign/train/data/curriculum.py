@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from mmalign.objectives import SFT, Objective
 from mmalign.pairs import PairRow
+from mmalign.train.cache.reference import Measured
 from mmalign.train.config import TrainConfig
-from mmalign.train.lengths import short_enough
-from mmalign.train.reference import Measured
-from mmalign.train.spans import teaching, with_spans
+from mmalign.train.data.lengths import short_enough
+from mmalign.train.data.spans import teaching, with_spans
 from mmalign.train.step import in_order, sides_of
 
 log = logging.getLogger("mmalign.train")

@@ -17,10 +17,10 @@ from mmalign.errors import TrainError
 from mmalign.lm.load import Loaded
 from mmalign.media.read import MediaLimits
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator
-from mmalign.train.heads import load_head, prompts_of, scored, with_states
-from mmalign.train.logps import Wanted, read
-from mmalign.train.modality import modality
+from mmalign.train.data.collate import Collator
+from mmalign.train.data.modality import modality
+from mmalign.train.logprobs.logps import Wanted, read
+from mmalign.train.reward.heads import load_head, prompts_of, scored, with_states
 from mmalign.train.step import loss_inputs
 
 

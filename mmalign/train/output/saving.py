@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.errors import TrainError
-from mmalign.train.atomic import replacing
-from mmalign.train.head import unwrapped
+from mmalign.train.distributed.whole import own_class
+from mmalign.train.logprobs.head import unwrapped
 from mmalign.train.metrics import read_metrics
-from mmalign.train.whole import own_class
+from mmalign.train.output.atomic import replacing
 
 Kind = Literal["adapter", "model"]
 

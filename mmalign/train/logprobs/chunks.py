@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmalign.objectives import TokenTerm
 from mmalign.objectives.distributions import Logits, stream, token_kl, token_logps
-from mmalign.train.collate import PairBatch
-from mmalign.train.head import Anchor, product_type, tokens_at_once
+from mmalign.train.data.collate import PairBatch
+from mmalign.train.logprobs.head import Anchor, product_type, tokens_at_once
 
 #: Rows of the vocabulary that a term may hold for each token of each of its sources.
 MATRICES = 4

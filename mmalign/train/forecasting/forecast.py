@@ -1,7 +1,7 @@
 """What a training will take, before it is begun: memory by part, operations and time of a step.
 
 A step is run as it will be in training, through the model's own code and this package's, on tensors without data
-(`mmalign.train.ghost`). So nothing is assumed of a model, and no weights are loaded.
+(`mmalign.train.forecasting.ghost`). So nothing is assumed of a model, and no weights are loaded.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from mmalign.objectives import Objective
-from mmalign.train.collate import PairBatch
 from mmalign.train.config import TrainConfig
-from mmalign.train.ghost import Ghosts
-from mmalign.train.head import Anchor, Head
-from mmalign.train.logps import Wanted, read
+from mmalign.train.data.collate import PairBatch
+from mmalign.train.forecasting.ghost import Ghosts
+from mmalign.train.logprobs.head import Anchor, Head
+from mmalign.train.logprobs.logps import Wanted, read
 from mmalign.train.optimizer import adamw, autocast
 from mmalign.train.weights import trainable, training_mode
 

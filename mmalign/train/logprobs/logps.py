@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from mmalign.errors import TrainError
 from mmalign.lm.prefix import arguments
 from mmalign.objectives import TokenTerm
-from mmalign.train.chunks import Chunks, tokens_of
-from mmalign.train.collate import PairBatch
-from mmalign.train.head import Anchor, Head, exact, product_type, unwrapped
-from mmalign.train.standin import UnknownUseError, instead_of_logits
-from mmalign.train.streamed import tangents, token_terms
+from mmalign.train.data.collate import PairBatch
+from mmalign.train.logprobs.chunks import Chunks, tokens_of
+from mmalign.train.logprobs.head import Anchor, Head, exact, product_type, unwrapped
+from mmalign.train.logprobs.standin import UnknownUseError, instead_of_logits
+from mmalign.train.logprobs.streamed import tangents, token_terms
 
 __all__ = [
     "Anchor",

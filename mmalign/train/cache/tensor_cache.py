@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mmalign.errors import TrainError
-from mmalign.train.atomic import PREFIX
+from mmalign.train.output.atomic import PREFIX
 
 log = logging.getLogger("mmalign.train")
 

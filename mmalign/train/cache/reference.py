@@ -27,11 +27,11 @@ from torch import Tensor
 
 from mmalign.errors import Interrupted, TrainError
 from mmalign.pairs import PairRow
-from mmalign.train.collate import Collator, PairBatch
+from mmalign.train.cache.keys import row_key
+from mmalign.train.cache.parts import Numbers, Parts, read_states, trim
+from mmalign.train.data.collate import Collator, PairBatch
+from mmalign.train.data.modality import modality
 from mmalign.train.interrupt import Stop
-from mmalign.train.keys import row_key
-from mmalign.train.modality import modality
-from mmalign.train.parts import Numbers, Parts, read_states, trim
 
 #: Pairs per file, and so the most work that a killed pass can lose.
 PART_SIZE = 64

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from mmalign.train.head import Anchor, Head, product_type, tokens_at_once
+from mmalign.train.logprobs.head import Anchor, Head, product_type, tokens_at_once
 
 
 def token_terms(head: Head, states: Tensor, labels: Tensor, anchor: Anchor | None) -> tuple[Tensor, Tensor]:

@@ -23,11 +23,11 @@ from mmalign.objectives import LossInputs, Objective, Scoring
 from mmalign.objectives.heads import HEADS
 from mmalign.pairs import PairRow
 from mmalign.sides import laid_out, shape_of
-from mmalign.train.collate import PairBatch
 from mmalign.train.config import TrainConfig
-from mmalign.train.head import Head, unwrapped
-from mmalign.train.logps import Read
-from mmalign.train.whole import load_optimizer_state, optimizer_state
+from mmalign.train.data.collate import PairBatch
+from mmalign.train.distributed.whole import load_optimizer_state, optimizer_state
+from mmalign.train.logprobs.head import Head, unwrapped
+from mmalign.train.logprobs.logps import Read
 
 WEIGHTS, ABOUT = "head.safetensors", "head.json"
 #: By head the argument that is counted in the pairs, and the value that it is counted in.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmalign.lm.render import Renderer
 from mmalign.pairs import PairRow
-from mmalign.train.context import record_named, stand_in
+from mmalign.train.data.context import record_named, stand_in
 from mmalign.types import Media, Row
 
 

@@ -24,11 +24,11 @@ from torch.nn.functional import pad
 from mmalign.lm.render import Renderer
 from mmalign.lm.vision import NO_FEATURES, Features, see, takes_features, without_pixels
 from mmalign.media.read import MediaLimits
+from mmalign.train.cache.keys import config_settings, parameters_key, short_key, unrecorded
+from mmalign.train.cache.tensor_cache import TensorCache
 from mmalign.train.config import TrainConfig
-from mmalign.train.head import unwrapped
-from mmalign.train.keys import config_settings, parameters_key, short_key, unrecorded
+from mmalign.train.logprobs.head import unwrapped
 from mmalign.train.optimizer import autocast
-from mmalign.train.tensor_cache import TensorCache
 from mmalign.train.weights import reaches_media
 from mmalign.types import Media, Row
 

@@ -1,0 +1,1 @@
+"""Several processes: who does what, and weights as if one held them all."""

@@ -1,0 +1,1 @@
+"""Log-probs, divergences and terms of whole distributions, streamed from hidden states."""

@@ -1,0 +1,1 @@
+"""What training writes: checkpoints, and the adapter or the model at the end."""

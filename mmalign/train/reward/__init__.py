@@ -1,0 +1,1 @@
+"""Reward models: heads on hidden states, how one is fitted first, and scoring with them."""

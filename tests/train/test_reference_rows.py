@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -148,7 +149,10 @@ def test_several_processes_fill_one_folder(tmp_path: Path, rows: list[PairRow]) 
     expected = first_pass(tmp_path, Scorer(), folder=tmp_path / "alone").run(rows, lambda _: None)
 
     def work(_: int) -> Measured:
-        return first_pass(tmp_path, Scorer(), batch_size=1).run(rows, lambda _: None)
+        one = first_pass(tmp_path, Scorer(), batch_size=1)
+        # A process has a tokenizer of its own; two threads must not use one at the same time.
+        own = Collator(Renderer(copy.deepcopy(PROCESSOR)), tmp_path, MediaLimits())
+        return replace(one, collate=own).run(rows, lambda _: None)
 
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(work, range(4)):

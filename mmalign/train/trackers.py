@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
@@ -35,3 +37,15 @@ def settings_of(objective: Objective, config: TrainConfig) -> dict[str, Any]:
     """What a tracker is told of a run: the objective and every setting that is one value."""
     plain = {name: value for name, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
     return {"objective": repr(objective), **plain}
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, settings: dict[str, Any]) -> Iterator[None]:
+    """A block whose numbers go to the trackers, which are told of its end however it comes."""
+    accelerator.init_trackers("mmalign", settings)
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            # Not `end_training`: that would also part the ranks, who have more to do.
+            tracker.finish()

@@ -19,7 +19,7 @@ from mmalign.media.read import MediaLimits
 from mmalign.objectives import Objective
 from mmalign.pairs import PairRow
 from mmalign.train.beside import Beside
-from mmalign.train.cache.keys import rows_key, short_key, template_key, weights_key
+from mmalign.train.cache.keys import rows_key, short_key, template_key, versions, weights_key
 from mmalign.train.cache.reference import Measured
 from mmalign.train.config import FREE_KEYS, TrainConfig
 from mmalign.train.data.arrange import twins_of
@@ -44,7 +44,7 @@ from mmalign.train.schedule import Order, lr_factor, micro_batch_size
 from mmalign.train.sources import Sources
 from mmalign.train.step import sides_of, values_of
 from mmalign.train.stepping import Stepper
-from mmalign.train.trackers import refuse_unknown, settings_of
+from mmalign.train.trackers import refuse_unknown, settings_of, tracked
 from mmalign.train.weights import trainable, training_mode
 
 
@@ -133,7 +133,7 @@ class PreferenceTrainer:
             ranks=ranks,
             forward=forward,
             beside=Beside(objective, head, ranks.device),
-            pass_key=short_key([*forms, forward.scores_reference, forward.head is not None]),
+            pass_key=short_key([*forms, forward.scores_reference, forward.head is not None, versions()]),
             processor_key=processor_key,
             is_quiet=quiet or not ranks.is_first,
         )
@@ -191,10 +191,10 @@ class PreferenceTrainer:
         log = MetricsLog(self.output / "metrics.jsonl")
         if ranks.is_first:
             log.rewind(start)
-        ranks.accelerator.init_trackers("mmalign", settings_of(self.objective, config))
         training_mode(self.model)
         stepper, meter = Stepper(run, model, optimizer, collate, measured, self._size), Meter(ranks.device)
-        with run.line("training", order.num_steps, start, "steps") as line:
+        line = run.line("training", order.num_steps, start, "steps")
+        with tracked(ranks.accelerator, settings_of(self.objective, config)), line:
             for step in range(start, order.num_steps):
                 rate = config.learning_rate * lr_factor(step, order.num_steps, config.warmup_ratio, config.schedule)
                 for group in optimizer.param_groups:
@@ -217,9 +217,6 @@ class PreferenceTrainer:
                         f"interrupted after step {step + 1} of {order.num_steps}; a checkpoint is written, run the "
                         "same command again to go on"
                     )
-        for tracker in ranks.accelerator.trackers:
-            # Not `end_training`: that would also part the ranks, who have more to do.
-            tracker.finish()
         return self._save(len(kept), order.num_steps)
 
     def _save(self, num_pairs: int, steps: int) -> TrainResult:

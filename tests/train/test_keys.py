@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from mmalign.train.cache import keys
 from mmalign.train.cache.keys import weights_key
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
@@ -30,6 +31,14 @@ def test_settings_and_scales_change_the_key() -> None:
     assert weights_key(model) == before, "where it lies, and what the weights themselves tell"
     model.config.text_config.rope_parameters["rope_theta"] *= 2
     assert weights_key(model) != before
+
+
+def test_what_another_version_computed_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, config = make_rows(tmp_path, 2, pictures=0), quick(reference_cache=tmp_path / "kept")
+    for run, own, num_parts in (("a", "1", 1), ("b", "1", 1), ("c", "2", 2)):
+        monkeypatch.setattr(keys, "version", lambda name, own=own: own)
+        trainer(tmp_path, rows, config, run=run).train()
+        assert len(list((tmp_path / "kept").rglob("part-*"))) == num_parts
 
 
 def test_a_home_folder_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import TensorBoardTracker
 
 from mmalign.errors import TrainError
 from mmalign.objectives import DPO
@@ -16,6 +17,7 @@ from mmalign.train.progress import Meter, ProgressLine, clock, note_of
 from mmalign.train.trackers import refuse_unknown, settings_of
 from tests.train.rows import make_rows, quick
 from tests.train.runs import curve, trainer
+from tests.train.test_resume import Stopping
 
 
 class Clock:
@@ -67,6 +69,16 @@ def test_a_meter_counts_from_step_to_step_and_keeps_the_most_memory(monkeypatch:
     assert meter.step(100) == {"step_seconds": 4.0, "tokens_per_second": 25.0, "peak_memory_gb": 3.0}
     clock_.now += 1
     assert meter.step(100) == {"step_seconds": 1.0, "tokens_per_second": 100.0, "peak_memory_gb": 3.0}
+
+
+def test_trackers_are_told_of_an_end_that_was_not_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    ended: list[str] = []
+    monkeypatch.setattr(TensorBoardTracker, "finish", lambda self: ended.append(self.name))
+    rows, config = make_rows(tmp_path, 3), quick(batch_size=2, epochs=2, report_to=("tensorboard",))
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, rows, config, Stopping(calls=[], at=2)).train()
+    assert ended == ["tensorboard"]
 
 
 def test_tensorboard_gets_every_number_of_every_step(tmp_path: Path) -> None:

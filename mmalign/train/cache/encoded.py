@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch.nn.functional import pad
 from mmalign.lm.render import Renderer
 from mmalign.lm.vision import NO_FEATURES, Features, see, takes_features, without_pixels
 from mmalign.media.read import MediaLimits
-from mmalign.train.cache.keys import config_settings, parameters_key, short_key, unrecorded
+from mmalign.train.cache.keys import config_settings, parameters_key, short_key, unrecorded, versions
 from mmalign.train.cache.tensor_cache import TensorCache
 from mmalign.train.config import TrainConfig
 from mmalign.train.logprobs.head import unwrapped
@@ -144,17 +143,9 @@ def encoder_key(model: Any, processor: str, limits: Mapping[str, Any], precision
     config = model.config.to_dict()
     kernel = getattr(getattr(model.config, "vision_config", None), "_attn_implementation", None)
     device = next(model.parameters()).device.type
-    versions = [_version(name) for name in ("mmalign", "torch", "transformers", "pillow", "av")]
     weights = parameters_key(_outside_language(model))
-    forms = [processor, limits, precision, config_settings(config, "text_config"), kernel, device, versions, weights]
+    forms = [processor, limits, precision, config_settings(config, "text_config"), kernel, device, versions(), weights]
     return short_key(json.loads(json.dumps(forms, default=str)))
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 def _outside_language(model: Any) -> Iterator[tuple[str, Tensor]]:

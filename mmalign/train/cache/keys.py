@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,15 @@ def short_key(values: Sequence[Any]) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def versions() -> list[str]:
+    """Those of all that turns media and texts into a model's numbers, which may do it otherwise in another one."""
+    return [_version(name) for name in ("mmalign", "torch", "transformers", "pillow", "av")]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -172,6 +172,3 @@ FREE_KEYS = (
     "feature_cache",
     "feature_cache_gb",
 )
-
-#: What pairs and trainer give to an objective (`mmalign.objectives.types.Need`).
-PROVIDED = ("chosen", "rejected", "reference", "changed", "phrases", "divergence")

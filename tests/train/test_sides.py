@@ -36,7 +36,7 @@ def test_every_place_holds_its_answer(name: str, shares: bool, tmp_path: Path) -
     """Log-probs equal those of every answer in a forward of its own, at the place of side, pair and list."""
     loaded, rows = shared(name), listed_for(name, tmp_path)
     batch = replace(collator(loaded, tmp_path), shares=shares)(rows)
-    assert (batch.sides, batch.shapes, batch.widths) == (SIDES, ((), (), (3,), ()), (0, 0, 3, 0))
+    assert (batch.sides, batch.shapes) == (SIDES, ((), (), (3,), ()))
     assert len(batch.mask) == 3 + 3 + 9 + 3
     values = completion_logps(loaded.model, batch)
     for side in SIDES:
@@ -126,7 +126,7 @@ def test_lists_of_lists(tmp_path: Path) -> None:
     grid = [[{"text": text, "context": asked(row, words)} for text in texts] for words in told]
     row = carrying(row, {"answers": grid})
     batch = Collator(loaded.renderer, tmp_path, MediaLimits(), ("answers",), shares=True)([row, row])
-    assert (batch.shapes, batch.widths) == (((2, 2),), (4,))
+    assert batch.shapes == ((2, 2),)
     values = batch.laid("answers", completion_logps(loaded.model, batch))
     assert values.shape[:3] == (2, 2, 2)
     part = row.side("answers")

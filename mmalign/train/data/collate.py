@@ -63,11 +63,6 @@ class PairBatch:
     features: Features | None = None
     last: Places | None = None
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Of each side how many places a pair has in a list; 0 where it is no list."""
-        return tuple(math.prod(shape) if shape else 0 for shape in self.shapes)
-
     def rows_of(self, side: str) -> slice:
         """Which of the N places are a side's. Raises ValueError for a side that is not among them."""
         index = self.sides.index(side)

@@ -8,8 +8,10 @@ from mmalign.objectives import Need, Objective
 from mmalign.objectives.heads import HEADS
 from mmalign.train.config import TrainConfig
 
-#: What the trainer gives whatever the pairs are.
-WORDS: frozenset[Need] = frozenset(("memory", "progress", "whole_step", "states", *(f"head:{name}" for name in HEADS)))
+#: What any pair of two answers gives.
+OF_PAIRS = ("chosen", "rejected", "reference", "changed", "phrases", "divergence")
+#: What the trainer gives, whatever else the pairs are.
+OF_TRAINER = ("memory", "progress", "whole_step", "states", *(f"head:{name}" for name in HEADS))
 #: The token values that the start of the run gives: it is the policy that the answers are taken to be sampled from.
 OLD = "old_logps"
 #: The source that the adapter, switched off, gives; and the one that is the forward itself.
@@ -20,7 +22,7 @@ def given(config: TrainConfig, sides: Sequence[str]) -> frozenset[Need]:
     """Needs that are met by trainer and `config.models`, and by `sides` that all pairs carry, as sources of logits."""
     sources = {POLICY, *config.models, *sides} | ({REFERENCE} if config.lora is not None else set())
     logits = {f"logits:{name}" for name in sources}
-    return WORDS | logits | {f"tokens:{name}" for name in (OLD, *config.models)}
+    return frozenset((*OF_PAIRS, *OF_TRAINER)) | logits | {f"tokens:{name}" for name in (OLD, *config.models)}
 
 
 def token_models(objective: Objective) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from mmalign.objectives import Need, Objective, refuse_unmet
 from mmalign.objectives.needs import INDICES, RAGGED, axes, has_even_lists, index_limit, meaning
 from mmalign.pairs import PairRow
 from mmalign.sides import AnswerRow, SideRow, ValueRow, laid_out, shape_of
-from mmalign.train.config import PROVIDED, TrainConfig
+from mmalign.train.config import TrainConfig
 from mmalign.train.data.arrange import READS
 from mmalign.train.data.derived import DERIVED, with_derived
 from mmalign.train.data.given import given
@@ -87,7 +87,7 @@ def prepared(rows: Sequence[PairRow], objective: Objective, config: TrainConfig)
 
 def _provided(columns: frozenset[Need], config: TrainConfig) -> frozenset[Need]:
     sides = sorted(need.partition(":")[2] for need in columns if need.startswith("side:"))
-    return columns | _named("reference", sides) | frozenset(PROVIDED) | given(config, sides)
+    return columns | _named("reference", sides) | given(config, sides)
 
 
 def _named(kind: str, names: Any) -> frozenset[Need]:

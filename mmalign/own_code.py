@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+_PREFIX = "mmalign_own_"
+
 
 def module_at(place: str) -> ModuleType:
     """The module that `path/to/file.py` or `package.module` names; the same one while a file is unchanged.
@@ -16,6 +18,13 @@ def module_at(place: str) -> ModuleType:
     Raises LookupError, one line, when there is none or it fails while it is run.
     """
     return _file(Path(place)) if place.endswith(".py") else _installed(place)
+
+
+def file_of(module: str) -> Path | None:
+    """The file that a module of a user's own code was run from; None for a module that can be imported by its name."""
+    if not module.startswith(_PREFIX):
+        return None
+    return Path(str(sys.modules[module].__file__)).absolute()
 
 
 def _installed(place: str) -> ModuleType:
@@ -31,7 +40,7 @@ def _file(path: Path) -> ModuleType:
     except OSError as error:
         raise LookupError(f"{path}: cannot be read ({error.strerror})") from None
     digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()[:16]
-    name = f"mmalign_own_{path.stem}_{digest}"
+    name = f"{_PREFIX}{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

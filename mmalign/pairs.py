@@ -7,9 +7,7 @@ JSON text, so any tool reads them. Files appear whole or not at all: written bes
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmalign.atomic import explained, writing_bytes
 from mmalign.errors import StoreError
+from mmalign.jsontext import numbered_lines, parse_json
 from mmalign.sides import (
     AnswerRow,
     SideRow,
     ValueRow,
+    is_finite,
     is_span,
     laid_out,
     nested,
@@ -32,6 +33,7 @@ from mmalign.sides import (
     side_of,
     to_json,
 )
+from mmalign.tables import batches, opened, rows_of
 from mmalign.types import MediaRef, Pair, Row
 
 SPANS = pa.list_(pa.list_(pa.int32()))
@@ -208,64 +210,91 @@ class PairRow:
             weight=row["weight"],
             gap=row["gap"],
             stage=row["stage"],
-            chosen_spans=tuple((start, end) for start, end in row["chosen_spans"]),
-            rejected_spans=tuple((start, end) for start, end in row["rejected_spans"]),
-            judgements=_parsed(row, "judgements"),
-            provenance=_parsed(row, "provenance"),
+            chosen_spans=_spans(row, "chosen_spans"),
+            rejected_spans=_spans(row, "rejected_spans"),
+            judgements=_judgements(_parsed(row, "judgements")),
+            provenance=_provenance(_parsed(row, "provenance")),
             seed=row["seed"],
             values=read_values(_parsed(row, "values") or {}),
             sides=read_sides(_parsed(row, "sides") or {}),
         )
 
 
+#: Columns of whole numbers, and their bits.
+_BITS = {"round": 31, "stage": 31, "seed": 63}
+
+
 def _check_numbers(row: Row) -> None:
     """Raises ValueError, one line, for a label that is no probability and for weights and gaps that scale nothing."""
     allowed = {
         "p": (0 <= row["p"] <= 1, "a probability, from 0 to 1"),
-        "weight": (0 <= row["weight"] < math.inf, "a finite number, 0 or more"),
-        "gap": (row["gap"] is None or math.isfinite(row["gap"]), "a finite number, or null for none"),
+        "weight": (row["weight"] >= 0 and is_finite(row["weight"]), "a finite number, 0 or more"),
+        "gap": (row["gap"] is None or is_finite(row["gap"]), "a finite number, or null for none"),
+        **{name: (abs(row[name]) < 2**bits, f"a whole number below 2**{bits}") for name, bits in _BITS.items()},
     }
     for name, (holds, told) in allowed.items():
         if not holds:
-            raise ValueError(f"{name} is {row[name]!r}; it must be {told}")
+            raise ValueError(f"{name} is {row[name]!r:.60}; it must be {told}")
 
 
 def _parsed(row: Row, column: str) -> Any:
     """The JSON value of a column; None where there is none."""
     text = row.get(column)
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{column} is {text!r:.60}; it must be JSON ({error})") from None
+        raise ValueError(f"{column} is {text!r:.60}; it {error}") from None
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+def _spans(row: Row, column: str) -> tuple[tuple[int, int], ...]:
+    if not all(map(is_span, row[column])):
+        raise ValueError(f"{column} is {row[column]!r:.60}; it must be a list of [start, end] in characters")
+    return tuple((start, end) for start, end in row[column])
+
+
+def _judgements(value: Any) -> list[Row]:
+    def is_judgement(entry: Any) -> bool:
+        return isinstance(entry, Mapping) and not (_is_number(entry.get("value")) and not is_finite(entry["value"]))
+
+    if not isinstance(value, list) or not all(map(is_judgement, value)):
+        raise ValueError(f"judgements is {value!r:.60}; it must be a list of objects with judge, value and reason")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _provenance(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"provenance is {value!r:.60}; it must be an object")
+    return value
+
+
+#: Made once: `json.dumps` with options makes an encoder for each call, and a row has five such columns.
+_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False).encode
 
 
 def write_pairs(path: Path, rows: Iterable[PairRow]) -> int:
-    """Write rows to `path` atomically, in batches; returns how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write rows to `path`, whole or not at all, in batches; returns how many. Raises StoreError."""
+    return write_rows(path, (row.to_row() for row in rows))
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> int:
+    """`write_pairs` of what `PairRow.to_row` gave."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as stream:
-            with pq.ParquetWriter(stream, SCHEMA, compression="zstd") as writer:
-                batch: list[Row] = []
-                for row in rows:
-                    batch.append(row.to_row())
-                    count += 1
-                    if len(batch) == 10_000:
-                        writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
-                        batch.clear()
-                if batch:
-                    writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with writing_bytes(path) as stream, pq.ParquetWriter(stream, SCHEMA, compression="zstd") as writer:
+        batch: list[Row] = []
+        for row in rows:
+            batch.append(row)
+            count += 1
+            if len(batch) == 10_000:
+                writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
+                batch.clear()
+        if batch:
+            writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
     return count
 
 
@@ -276,20 +305,25 @@ def read_pairs(path: Path) -> list[PairRow]:
     one line with the file's name, when it is absent or not a pair file, and with the row's number when a row holds what
     it should not.
     """
+    return list(iter_pairs(path))
+
+
+def iter_pairs(path: Path) -> Iterator[PairRow]:
+    """The rows of `read_pairs`, one by one: a file of any size needs little memory. Raises StoreError as it does."""
     if not path.is_file():
         raise StoreError(f"{path}: no such pair file; `mmalign generate` makes one")
     if path.suffix == ".jsonl":
-        return _read_lines(path)
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(
-            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); JSON lines end in .jsonl"
-        ) from None
-    missing = [name for name in REQUIRED if name not in table.column_names]
-    if missing:
-        raise StoreError(f"{path}: not a pair file, it lacks the columns {', '.join(missing)}")
-    return [_read(row, place, path) for place, row in enumerate(_typed(table, path).to_pylist())]
+        yield from _read_lines(path)
+        return
+    with opened(path, StoreError) as file:
+        names = file.schema_arrow.names
+        if missing := [name for name in REQUIRED if name not in names]:
+            raise StoreError(f"{path}: not a pair file, it lacks the columns {', '.join(missing)}")
+        place = 0
+        for batch in batches(file, [name for name in SCHEMA.names if name in names], path, StoreError):
+            for row in rows_of(_typed(batch, path, place), path, StoreError):
+                yield _read(row, place, path)
+                place += 1
 
 
 #: Columns of JSON lines that hold no JSON, and what they hold.
@@ -301,21 +335,26 @@ _PLAIN: Mapping[str, tuple[type, ...]] = {
 _JSON = ("context", "rejected_context", "judgements", "provenance", "values", "sides")
 
 
-def _read_lines(path: Path) -> list[PairRow]:
-    rows: list[PairRow] = []
-    with path.open(encoding="utf-8") as lines:
+def _read_lines(path: Path) -> Iterator[PairRow]:
+    for place, (number, text) in enumerate(numbered_lines(path, StoreError)):
         try:
-            for line in lines:
-                rows.append(_of_line(json.loads(line), len(rows)))
-        except UnicodeDecodeError as error:
-            raise StoreError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+            yield pair_of_json(parse_json(text), place)
         except ValueError as error:
-            raise StoreError(f"{path}: row {len(rows)}: {error}") from None
-    return rows
+            raise StoreError(f"{path}:{number}: {error}") from None
 
 
-def _of_line(given: Any, place: int) -> PairRow:
-    """A row from the values of a JSON line. Raises ValueError, one line, for what it should not hold."""
+def pair_to_json(row: PairRow) -> Row:
+    """A row as JSON values, for a line of JSON; `pair_of_json` reads them back."""
+    values = row.to_row()
+    columns = {name: value for name, value in values.items() if name in _PLAIN or name.endswith("_spans")}
+    return columns | {name: json.loads(values[name]) for name in _JSON if values[name] is not None}
+
+
+def pair_of_json(given: Any, place: int = 0) -> PairRow:
+    """A row from the values of a JSON line. Raises ValueError, one line, for what it should not hold.
+
+    Without an id it is called after its `place` in the file.
+    """
     if not isinstance(given, dict) or "context" not in given:
         raise ValueError(f"{given!r:.60} is no pair; it must be an object with context, chosen, rejected, ...")
     spans = {name: given.get(name, []) for name in ("chosen_spans", "rejected_spans")}
@@ -340,22 +379,19 @@ def _of_line(given: Any, place: int) -> PairRow:
     return PairRow.from_row(plain | {name: json.dumps(given[name]) for name in _JSON if given.get(name) is not None})
 
 
-def _typed(table: pa.Table, path: Path) -> pa.Table:
-    """The table's columns of `SCHEMA`, in its types."""
+def _typed(batch: pa.RecordBatch, path: Path, first: int) -> pa.RecordBatch:
+    """The columns of `SCHEMA` in its types; the batch begins with the file's row `first`."""
     columns = {}
-    for column in SCHEMA:
-        if column.name not in table.column_names:
-            continue
+    for name in batch.schema.names:
+        wanted, given = SCHEMA.field(name), batch.column(name)
         try:
-            columns[column.name] = table[column.name].cast(column.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise StoreError(
-                f"{path}: column {column.name} holds {table[column.name].type}; it must hold {column.type}"
-            ) from None
-        if not column.nullable and columns[column.name].null_count:
-            place = columns[column.name].is_null().index(True).as_py()
-            raise StoreError(f"{path}: row {place}: column {column.name} is empty; it must hold {column.type}")
-    return pa.table(columns)
+            columns[name] = given.cast(wanted.type)
+        except (pa.ArrowException, ValueError):
+            raise StoreError(f"{path}: column {name} holds {given.type}; it must hold {wanted.type}") from None
+        if not wanted.nullable and columns[name].null_count:
+            place = first + columns[name].is_null().index(True).as_py()
+            raise StoreError(f"{path}: row {place}: column {name} is empty; it must hold {wanted.type}")
+    return pa.record_batch(list(columns.values()), names=list(columns))
 
 
 def _read(row: Row, place: int, path: Path) -> PairRow:

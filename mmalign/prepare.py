@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmalign.atomic import explained, writing_bytes
 from mmalign.errors import DataError, MediaError
 from mmalign.media.files import readable_name, safe_path
 from mmalign.media.image import PictureLimits, inspect_picture
@@ -285,36 +285,15 @@ def check_output(output: Path) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
+def _whole(path: Path) -> Iterator[BinaryIO]:
     """A stream whose file appears under its name only when everything is written and on the disk."""
-    try:
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes files that only their owner reads.
-        Path(partial).chmod(0o666 & ~_umask())
-        Path(partial).replace(path)
-    except OSError as error:
-        Path(partial).unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with writing_bytes(path) as stream:
+        yield stream
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _write_rows(stream: IO[bytes], schema: pa.Schema, rows: Iterable[Row]) -> int:
+def _write_rows(stream: BinaryIO, schema: pa.Schema, rows: Iterable[Row]) -> int:
     count = 0
     with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
         batch: list[Row] = []

@@ -29,7 +29,9 @@ def with_sha256(rows: Sequence[PairRow], root: Path) -> list[PairRow]:
     @cache
     def sum_of(path: str) -> str | None:
         try:
-            return file_sha256(safe_path(root, path))
+            file = safe_path(root, path)
+            # A pipe would be waited for without end.
+            return file_sha256(file) if file.is_file() else None
         except (MediaError, OSError):
             return None
 

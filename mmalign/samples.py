@@ -10,16 +10,19 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmalign.chunked import CHUNK_ROWS, Chunk, SampleRows, digest_of
 from mmalign.errors import DataError
+from mmalign.jsontext import blocks_of_lines, numbered_lines, parse_json, texts_of
+from mmalign.tables import batches, opened, rows_of
 from mmalign.types import MediaRef, Row, SampleRow
 
 #: File names that are taken for pictures, in any case of letters. HEIC cannot be opened and is refused by name.
@@ -63,9 +66,7 @@ _NEEDS: Final = {"str": "text", "list": "a list", "dict": "an object"}
 JSON_KEYS: Final = ("id", "image", "images", "video", "videos", "prompt", "messages", "system", "meta")
 
 
-def read_samples(
-    path: Path, limit: int | None = None, kind: Literal["image", "video"] = "image"
-) -> Iterator[SampleRow]:
+def read_samples(path: Path, limit: int | None = None, kind: Literal["image", "video"] = "image") -> SampleRows:
     """Rows of a folder, a sample file (Parquet) or JSON lines, in a fixed order; at most `limit`.
 
     Of a folder, `kind` says whether its pictures or its videos are meant. A row of JSON lines is `{"image": path}`,
@@ -74,7 +75,25 @@ def read_samples(
     its pictures. Without `id` a row is called after its media and its words. Raises DataError with file and line for
     unknown keys, wrong types and ids given twice.
     """
-    return islice(_rows(path, kind), limit)
+    if path.is_dir():
+        names = _folder_names(path, kind)
+        return SampleRows(partial(_folder_chunks, names, kind), name=str(path), total=len(names), limit=limit)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        with opened(path, DataError) as file:
+            total = file.metadata.num_rows
+        return SampleRows(partial(_parquet_chunks, path), name=str(path), total=total, limit=limit)
+    if suffix in (".jsonl", ".ndjson"):
+        return SampleRows(partial(_json_chunks, path), name=str(path), total=None, limit=limit)
+    if suffix in PICTURE_SUFFIXES:
+        raise DataError(f"{path}: is a single picture; give the folder it lies in")
+    if suffix in CLIP_SUFFIXES:
+        raise DataError(f"{path}: is a single video; give the folder it lies in")
+    raise DataError(
+        f"{path}: need a folder of pictures or videos, a .parquet file of `mmalign prepare`, or a .jsonl file"
+    )
 
 
 def data_folder(path: Path) -> Path:
@@ -82,9 +101,14 @@ def data_folder(path: Path) -> Path:
     if path.is_dir():
         return path
     if path.suffix.lower() == ".parquet" and path.is_file():
-        recorded = (_parquet(path).schema_arrow.metadata or {}).get(ROOT_KEY)
+        with opened(path, DataError) as file:
+            recorded = _recorded_root(file)
         if recorded is not None:
-            return path.parent / str(recorded, "utf-8")
+            if "\0" in recorded:
+                raise DataError(
+                    f"{path}: its data folder is {recorded!r:.80}, which is no path; prepare the samples again"
+                )
+            return path.parent / recorded
     return path.parent
 
 
@@ -118,34 +142,18 @@ def _listing(folder: Path, suffixes: frozenset[str]) -> FolderListing:
     for top, folders, files in os.walk(folder, onerror=note):
         others += sum(name.startswith(".") for name in folders)
         folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(top).relative_to(folder).as_posix()
+        start = "" if below == "." else f"{below}/"
         for name in files:
-            if name.startswith(".") or Path(name).suffix.lower() not in suffixes:
+            # A Path for each of a million names takes ten seconds.
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in suffixes:  # noqa: PTH122
                 others += 1
             else:
-                found.append(Path(top, name).relative_to(folder).as_posix())
+                found.append(start + name)
     return FolderListing(sorted(found), others, unreadable)
 
 
-def _rows(path: Path, kind: Literal["image", "video"]) -> Iterator[SampleRow]:
-    if path.is_dir():
-        return _folder_rows(path, kind)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return _parquet_rows(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return _unique(path, ((line, sample_of(row, f"{path}:{line}")) for line, row in json_lines(path)))
-    if suffix in PICTURE_SUFFIXES:
-        raise DataError(f"{path}: is a single picture; give the folder it lies in")
-    if suffix in CLIP_SUFFIXES:
-        raise DataError(f"{path}: is a single video; give the folder it lies in")
-    raise DataError(
-        f"{path}: need a folder of pictures or videos, a .parquet file of `mmalign prepare`, or a .jsonl file"
-    )
-
-
-def _folder_rows(folder: Path, kind: Literal["image", "video"]) -> Iterator[SampleRow]:
+def _folder_names(folder: Path, kind: Literal["image", "video"]) -> list[str]:
     listing, other = (list_pictures, list_clips) if kind == "image" else (list_clips, list_pictures)
     found = listing(folder)
     if not found.files:
@@ -153,42 +161,49 @@ def _folder_rows(folder: Path, kind: Literal["image", "video"]) -> Iterator[Samp
         num = len(other(folder).files)
         hint = f"; for its {num} {key if key == 'videos' else 'pictures'} set data.{key}" if num else ""
         raise DataError(f"{folder}: holds no {what} ({found.num_others} other files){hint}")
-    for name in found.files:
-        # A name that is not UTF-8 can stand in no table; its file is refused by this spelling when it is opened.
-        shown = name.encode("utf-8", "backslashreplace").decode()
-        yield SampleRow(shown, (MediaRef(shown, kind),))
+    # A name that is not UTF-8 can stand in no table; its file is refused by this spelling when it is opened.
+    return [name if name.isascii() else name.encode("utf-8", "backslashreplace").decode() for name in found.files]
 
 
-def _unique(path: Path, rows: Iterator[tuple[int, SampleRow]]) -> Iterator[SampleRow]:
-    lines: dict[str, int] = {}
-    for line, row in rows:
-        if row.id in lines:
-            raise DataError(
-                f"{path}:{line}: id {row.id!r} was given in line {lines[row.id]} already; remove one or change its id"
-            )
-        lines[row.id] = line
-        yield row
+def _folder_chunks(names: Sequence[str], kind: Literal["image", "video"]) -> Iterator[Chunk]:
+    for first in range(0, len(names), CHUNK_ROWS):
+        some = names[first : first + CHUNK_ROWS]
+        yield Chunk(
+            len(some),
+            digest_of(kind.encode(), "\0".join(some).encode()),
+            partial(_folder_rows, first + 1, some, kind),
+        )
+
+
+def _folder_rows(first: int, names: Sequence[str], kind: Literal["image", "video"]) -> Iterator[tuple[int, SampleRow]]:
+    for number, name in enumerate(names, first):
+        yield number, SampleRow(name, (MediaRef(name, kind),))
+
+
+def _json_chunks(path: Path) -> Iterator[Chunk]:
+    def rows(first: int, lines: list[bytes]) -> Iterator[tuple[int, SampleRow]]:
+        for number, text in texts_of(path, first, lines, DataError):
+            yield number, sample_of(_object(text, f"{path}:{number}"), f"{path}:{number}")
+
+    for first, lines in blocks_of_lines(path, DataError, CHUNK_ROWS):
+        num = sum(map(bool, map(bytes.strip, lines)))
+        yield Chunk(num, digest_of(b"json", b"".join(lines)), partial(rows, first, lines))
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Line numbers and objects of a JSON-lines file; empty lines are passed over. Raises DataError with file:line."""
+    for number, text in numbered_lines(path, DataError):
+        yield number, _object(text, f"{path}:{number}")
+
+
+def _object(text: str, where: str) -> Row:
     try:
-        with path.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                text = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_twins)
-                except UnicodeDecodeError as error:
-                    raise DataError(f"{path}:{number}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{path}:{number}: is not JSON ({error}); need one object per line") from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}: got {_shown(row)}, need one JSON object per line")
-                yield number, row
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        row = parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; need one JSON object per line") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: got {_shown(row)}, need one JSON object per line")
+    return row
 
 
 def sample_of(row: Row, where: str) -> SampleRow:
@@ -221,7 +236,6 @@ def _refs(row: Row, kind: Literal["image", "video"], where: str) -> list[MediaRe
         if not isinstance(entry, str) or not entry:
             what = "picture" if kind == "image" else "video"
             raise DataError(f"{where}: got {_shown(entry)} for a {what}, need its path as text")
-        _check_text(entry, kind, where)
     return [MediaRef(entry, kind) for entry in paths]
 
 
@@ -255,19 +269,11 @@ def check_keys(row: Mapping[str, Any], known: tuple[str, ...], where: str) -> No
     """Raise DataError naming the nearest known key when a row has an unknown one."""
     for key in row:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.0)[0]
             raise DataError(
-                f"{where}: unknown key {key!r}, did you mean {near!r}? Known are {', '.join(known)}; "
+                f"{where}: unknown key {key!r:.100}, did you mean {near!r}? Known are {', '.join(known)}; "
                 "other values go under 'meta'"
             )
-
-
-def _check_text(text: str, key: str, where: str) -> None:
-    """Raise DataError for half a surrogate pair, which JSON can hold and no file of ours can."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {key} holds half a character (U+{ord(text[error.start]):04X}); remove it") from None
 
 
 def _typed(row: Row, key: str, kind: type, where: str, default: Any) -> Any:
@@ -276,8 +282,6 @@ def _typed(row: Row, key: str, kind: type, where: str, default: Any) -> Any:
         return default
     if not isinstance(value, kind):
         raise DataError(f"{where}: {key} is {_shown(value)}, need {_NEEDS[kind.__name__]}")
-    if isinstance(value, str):
-        _check_text(value, key, where)
     return value
 
 
@@ -286,27 +290,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
-    return row
-
-
-def _parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[SampleRow]:
-    with _parquet(path) as file:
+def _parquet_chunks(path: Path) -> Iterator[Chunk]:
+    with opened(path, DataError) as file:
         names = file.schema_arrow.names
         check_keys(dict.fromkeys(names), tuple(SCHEMA.names), str(path))
         for name in names:
@@ -316,18 +301,35 @@ def _parquet_rows(path: Path) -> Iterator[SampleRow]:
         if "id" not in names or "media" not in names:
             raise DataError(f"{path}: not a sample file, it needs columns id and media; `mmalign prepare` makes one")
         wanted = [name for name in TEXTS if name in names]
+        is_apart = _is_apart(path, _recorded_root(file))
 
-        def rows() -> Iterator[tuple[int, SampleRow]]:
-            number = 0
-            for batch in file.iter_batches(batch_size=1000, columns=wanted):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, _stored_sample(row, f"{path}: row {number}")
+        def rows(first: int, batch: pa.RecordBatch) -> Iterator[tuple[int, SampleRow]]:
+            for number, row in enumerate(rows_of(batch, path, DataError), first):
+                yield number, _stored_sample(row, f"{path}: row {number}", is_apart)
 
-        yield from _unique(path, rows())
+        first = 1
+        for batch in batches(file, wanted, path, DataError):
+            content = batch.serialize().to_pybytes()
+            digest = digest_of(b"table", repr(batch.schema).encode(), str(is_apart).encode(), content)
+            yield Chunk(batch.num_rows, digest, partial(rows, first, batch))
+            first += batch.num_rows
 
 
-def _stored_sample(row: Row, where: str) -> SampleRow:
+def _recorded_root(file: pq.ParquetFile) -> str | None:
+    """The data folder as `mmalign prepare` wrote it down."""
+    recorded = (file.schema_arrow.metadata or {}).get(ROOT_KEY)
+    return None if recorded is None else str(recorded, "utf-8", "replace")
+
+
+def _is_apart(path: Path, root: str | None) -> bool:
+    """Whether a sample file names a data folder other than its own and those below it."""
+    if root is None:
+        return False
+    return not Path(os.path.realpath(path.parent / root)).is_relative_to(os.path.realpath(path.parent))
+
+
+def _stored_sample(row: Row, where: str, is_apart: bool) -> SampleRow:
+    """The sample of a row. Of files in a folder apart from the sample file, only those whose content it knows."""
     if not row["id"]:
         raise DataError(f"{where}: 'id' is empty")
     media = _json_cell(row, "media", list, where, [])
@@ -337,6 +339,11 @@ def _stored_sample(row: Row, where: str) -> SampleRow:
         if not known or entry.get("type") not in ("image", "video"):
             raise DataError(f'{where}: media holds {_shown(entry)}, need {{"type": "image" or "video", "path": ...}}')
         check_keys(entry, ("type", "path", "sha256"), where)
+        if is_apart and not entry.get("sha256"):
+            raise DataError(
+                f"{where}: names a file of another folder without its SHA-256; run `mmalign prepare`, or put the "
+                "sample file into the folder of its media"
+            )
         refs.append(MediaRef(entry["path"], entry["type"], _typed(entry, "sha256", str, where, "")))
     meta = _json_cell(row, "meta", dict, where, {})
     return SampleRow(row["id"], tuple(refs), row.get("prompt") or "", row.get("system") or "", meta)
@@ -347,7 +354,7 @@ def _json_cell(row: Row, key: str, kind: type, where: str, default: Any) -> Any:
     if not text:
         return default
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
-        raise DataError(f"{where}: {key} is not JSON ({error})") from None
+        raise DataError(f"{where}: {key} {error}") from None
     return _typed({key: value}, key, kind, where, default)

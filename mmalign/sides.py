@@ -8,11 +8,13 @@ wrong in it.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from itertools import pairwise
+from typing import Any, TypeAlias, TypeVar, get_args
 
-from mmalign.types import Answer, Answers, Row
+from mmalign.types import Answer, Answers, Role, Row
 
 T = TypeVar("T")
 Nested: TypeAlias = "T | tuple[Nested[T], ...] | None"
@@ -144,19 +146,68 @@ def _answer(value: Any, where: str) -> AnswerRow:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"{where} is {value!r:.60}; it must be a finite number, a list of numbers, or null for none")
-    return value
+    found: float = value
+    return found
 
 
 def _is_turn(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and _is_content(value.get("content"))
+    return isinstance(value, Mapping) and value.get("role") in get_args(Role) and _is_content(value.get("content"))
 
 
 def _is_content(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(part, Mapping) and isinstance(part.get("text" if part.get("type") == "text" else "path"), str)
-        for part in value
+    return isinstance(value, list) and all(map(_is_part, value))
+
+
+def _is_part(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    if value.get("type") == "text":
+        return isinstance(value.get("text"), str)
+    return value.get("type") in ("image", "video") and is_reference(value)
+
+
+def is_reference(value: Mapping[str, Any]) -> bool:
+    """Whether JSON values are those of a reference to media, as `MediaRef.from_row` takes them."""
+    corruptions, frames = value.get("corruptions", []), value.get("frames")
+    return (
+        isinstance(value.get("path"), str)
+        and isinstance(value.get("sha256", ""), str)
+        and isinstance(corruptions, list)
+        and all(map(_is_corruption, corruptions))
+        and ("frames" not in value or _is_frames(frames))
+    )
+
+
+def _is_corruption(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping) and isinstance(value.get("name"), str) and isinstance(value.get("params"), Mapping)
+    )
+
+
+def _is_frames(value: Any) -> bool:
+    """Frames ascend, each once, and there are no more of them than the video has."""
+    if not isinstance(value, Mapping):
+        return False
+    numbers, times, total = value.get("numbers"), value.get("times"), value.get("total")
+    return (
+        isinstance(numbers, list)
+        and isinstance(times, list)
+        and 0 < len(numbers) == len(times)
+        and all(type(number) is int for number in (*numbers, total))
+        and all(map(is_finite, (*times, value.get("fps"))))
+        and isinstance(value.get("backend", ""), str)
+        and all(one < two for one, two in pairwise((-1, *numbers, total)))
+    )
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a JSON value is a number that a float can be; whole numbers may be of any size."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -sys.float_info.max <= value <= sys.float_info.max
     )
 
 

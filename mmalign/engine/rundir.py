@@ -6,22 +6,21 @@ lock, because every file is renamed into place when it is complete.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import socket
 import sys
 import weakref
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import yaml
 
+from mmalign.atomic import explained, write_json, write_text
 from mmalign.engine.environment import environment
 from mmalign.errors import StoreError
 
@@ -90,7 +89,7 @@ class RunDir:
             What did change among `free`, as "key: old -> new"; `recipe.yaml` then holds the new values.
 
         Raises:
-            StoreError: Any other key differs; the message says which, and both values.
+            StoreError: Any other key differs, and results were made already; the message says which, and both values.
         """
         fresh = plain(recipe)
         recipe_path = self.path / RECIPE_NAME
@@ -98,7 +97,7 @@ class RunDir:
         if recipe_path.exists():
             changes = differences(_load_yaml(recipe_path), fresh)
             refused = [text for key, text in changes.items() if not _covered(key, free)]
-            if refused:
+            if refused and self._holds_results():
                 raise StoreError(
                     f"{self.path}: this run was begun with another recipe ({'; '.join(refused)}); "
                     "put the old values back to go on with it, or name another output"
@@ -108,6 +107,11 @@ class RunDir:
             write_text(recipe_path, yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True))
         self._record_start()
         return changed
+
+    def _holds_results(self) -> bool:
+        """Whether anything was made here yet; a recipe that failed before, by a model mistyped, binds nobody."""
+        own = (LOCK_NAME, RECIPE_NAME, ENVIRONMENT_NAME)
+        return any(entry.name not in own and not entry.name.startswith(".") for entry in self.path.iterdir())
 
     def _record_start(self) -> None:
         path = self.path / ENVIRONMENT_NAME
@@ -120,65 +124,6 @@ class RunDir:
             # Results may hang on versions, so each start says in what it differs from the one before.
             start["changed"] = list(differences(before, now).values())
         write_json(path, {**now, "starts": [*starts, start]})
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 file to write to that is there whole at the end or not at all, also after a power cut.
-
-    Raises StoreError.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with explained(path):
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, whole or not at all. Raises StoreError."""
-    with writing(path) as stream:
-        stream.write(text)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all. Raises StoreError."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
-
-
-def sync_folder(path: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut; file systems without it are left alone."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError about `path` into a StoreError of one line that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free some space and run the same command again, what is done is kept"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "make the folder writable or name another output"
-        else:
-            remedy = "check the disk or name another output"
-        reason = (error.strerror or str(error)).lower()
-        raise StoreError(f"{path}: cannot be written ({reason}); {remedy}") from None
 
 
 def plain(value: Any) -> Any:

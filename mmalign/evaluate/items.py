@@ -7,12 +7,12 @@ Drawn scenes and clips carry exact truth. Photographs come with a label file: JS
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmalign.errors import RecipeError
+from mmalign.jsontext import numbered_lines, parse_json
 from mmalign.media.image import PictureLimits, open_picture, safe_path
 from mmalign.text.objects import Vocabulary
 from mmalign.tiny import clause, draw_scene, scenes
@@ -81,21 +81,15 @@ def labelled_items(path: Path, limits: PictureLimits, vocabulary: Vocabulary) ->
     Raises RecipeError with file and line for a row that cannot be used, and MediaError for a picture that cannot.
     """
     items = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"evaluate.labels: {path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path, RecipeError):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             image, names = row["image"], row["objects"]
             if not isinstance(image, str) or not isinstance(names, list):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
             raise RecipeError(f'{path}:{number}: need {{"image": path, "objects": [names]}}, got {line[:80]}') from None
-        objects = frozenset(_known(str(name), vocabulary, f"{path}:{number}") for name in names)
+        objects = frozenset(_known(str(name)[:100], vocabulary, f"{path}:{number}") for name in names)
         ref = MediaRef(image)
         items.append(Item(Sample(image, (open_picture(safe_path(path.parent, image), ref, limits),)), objects))
     if not items:

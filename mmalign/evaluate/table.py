@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
+
+from mmalign.atomic import explained, write_json, writing_bytes
 from mmalign.evaluate.answers import describe
 from mmalign.evaluate.descriptions import Reader, measure, read_scene, reader_of, shortened
 from mmalign.evaluate.events import measure_events, read_events
@@ -127,7 +130,8 @@ class Evaluation:
         names = {line.kind: line for line in self.lines if line.kind != "control"}
         examples = []
         folder = run / "examples"
-        folder.mkdir(exist_ok=True)
+        with explained(folder):
+            folder.mkdir(exist_ok=True)
         for index in self._examples():
             item = self.held_out.items[index]
             examples.append(
@@ -162,9 +166,7 @@ class Evaluation:
             "made_with": self.made_with,
             "examples": examples,
         }
-        partial = run / ".evaluation.json.partial"
-        partial.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        partial.replace(run / "evaluation.json")
+        write_json(run / "evaluation.json", record)
 
     def _wrong(self, text: str, item: Item) -> list[list[int]]:
         """Character ranges of the mentions of things that are not there."""
@@ -181,12 +183,17 @@ class Evaluation:
 def _shown(media: Media, run: Path, name: str) -> dict[str, Any]:
     """Save what an example shows below the run directory; its entries in the example's row."""
     if isinstance(media, Picture):
-        media.image.save(run / f"{name}.png")
+        _save(media.image, run / f"{name}.png")
         return {"image": f"{name}.png"}
     paths = [f"{name}-{number:02d}.png" for number in range(len(media.images))]
     for path, image in zip(paths, media.images, strict=True):
-        image.save(run / path)
+        _save(image, run / path)
     return {"frames": paths, "times": list(media.times)}
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    with writing_bytes(path) as stream:
+        image.save(stream, format="PNG")
 
 
 def measure_texts(table: Evaluation, name: str, kind: str, texts: Sequence[str]) -> Measured:

@@ -1,7 +1,7 @@
 """The child process that decodes: reads requests, answers with an index and frames, and dies with its parent.
 
 A request is one line of JSON on stdin (`mmalign.media.guard`). The answer is one line of JSON on what was stdout: the
-facts, numbers, times and sizes of the frames, and the block of shared memory in which their pixels lie
+facts, numbers, times and sizes of the frames (a picture is one), and the block of shared memory in which the pixels lie
 (`mmalign.media.blocks`); or `error` with the reason why there are none, `absent` when a decoder does not load, `bug`
 for an error that nobody meant.
 """
@@ -9,27 +9,39 @@ for an error that nobody meant.
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import av
+import numpy as np
 
 from mmalign.errors import MediaError
 from mmalign.media.blocks import Blocks
+from mmalign.media.decode import PictureLimits, decode_picture
 from mmalign.media.decoders.source import Backend, CannotGiveError, Source
+from mmalign.media.files import read_file
 from mmalign.media.frames import FrameChoice, chosen
 from mmalign.media.index import Index, UnsureIndexError, counted, line, opened, scan
 from mmalign.types import Row
 
 #: Seconds after the parent's own time limit at which a child whose parent has died ends itself.
 GRACE: Final = 5.0
+
+#: Bytes that a decoder may take. A picture at the default limits takes less than half of them.
+MAX_MEMORY: Final = 4 * 2**30
+
+#: Bytes that the frames of one clip may take, scaled as they are given out.
+MAX_FRAMES_BYTES: Final = 2 * 2**30
 
 
 def _packaged(name: str) -> Callable[[], Backend]:
@@ -46,6 +58,7 @@ def main() -> None:
     # Signals that stop a run go to all of its processes; the parent says when a child's work is over.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    _bound_memory()
     answers = os.fdopen(os.dup(1), "wb", closefd=False)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # libraries that print must not do it between the answers
@@ -59,7 +72,7 @@ def main() -> None:
                 answer: Row = {}
             else:
                 blocks.know(row["blocks"])
-                answer = _decode(row, blocks)
+                answer = (_picture if "picture" in row else _decode)(row, blocks)
         except MediaError as error:
             answer = {"error": str(error)}
         except _AbsentError as error:
@@ -71,6 +84,28 @@ def main() -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
+def _picture(row: Row, blocks: Blocks) -> Row:
+    """The answer with a picture, or its facts alone. Raises MediaError."""
+    name, limits = row["name"], PictureLimits(**row["picture"])
+    content = read_file(Path(row["path"]), name, limits.max_bytes)
+    if row["sha256"] and hashlib.sha256(content).hexdigest() != row["sha256"]:
+        raise MediaError(f"{name}: has changed since its SHA-256 was recorded; prepare the samples again")
+    image, facts = decode_picture(content, name, limits)
+    if not row["pixels"]:
+        return {"head": asdict(facts)}
+    width, height = image.size
+    block, memory = blocks.take(4 * width * height)
+    memory.reshape(height, width, 4)[:, :, :3] = np.asarray(image)
+    return {"head": asdict(facts), "block": block, "sizes": [(width, height)]}
+
+
+def _bound_memory() -> None:
+    """From here on the system refuses this process more memory of its own than `MAX_MEMORY`; shared memory is apart."""
+    if sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY if hard < 0 else min(MAX_MEMORY, hard), hard))
+
+
 class _AbsentError(Exception):
     """A backend is not installed or does not load."""
 
@@ -78,6 +113,11 @@ class _AbsentError(Exception):
 def _laid(blocks: Blocks, name: str, source: Source, numbers: Sequence[int], backend: Backend) -> Row:
     """The answer for these frames, which are laid into a block. Raises what the backend raises."""
     index, (width, height) = source.index, source.size
+    if 4 * width * height * len(numbers) > MAX_FRAMES_BYTES:
+        raise MediaError(
+            f"{source.path.name}: {len(numbers)} frames of {width}x{height} pixels take more than {MAX_FRAMES_BYTES} "
+            "bytes; take fewer or smaller ones"
+        )
     block, memory = blocks.take(4 * width * height * len(numbers))
     places = memory.reshape(len(numbers), height, width, 4)
     sizes = []

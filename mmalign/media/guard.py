@@ -1,6 +1,6 @@
-"""Decoders run in child processes, so that one that hangs or crashes costs its clip and nothing else.
+"""Decoders run in child processes, so that one that hangs or crashes costs its picture or clip and nothing else.
 
-A child lives on from clip to clip; starting one takes a third of a second, a request in a running one microseconds. It
+A child lives on from file to file; starting one takes a third of a second, a request in a running one microseconds. It
 is started as a program of its own, not forked, and knows nothing of this process but the requests.
 """
 
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from PIL import Image
 
@@ -152,6 +152,10 @@ class Guard:
             child.end()
 
 
+#: Where this process has its pictures and clips decoded.
+GUARD: Final = Guard()
+
+
 class _Child:
     """A process that decodes, used by one thread at a time."""
 
@@ -237,6 +241,6 @@ def _conversation(child: _Child, name: str) -> Decoded:
         raise _AnsweredError(RecipeError(f"data.decoder: {row['absent']}"))
     if "bug" in row:
         raise _AnsweredError(MediaError(f"{name}: its decoder failed ({row['bug']})"))
-    if "head" not in row:
-        return Decoded({}, [])
+    if "block" not in row:
+        return Decoded(row.get("head", {}), [])
     return Decoded(row["head"], child.ledger.images(Block(*row["block"]), row["sizes"]))

@@ -10,14 +10,11 @@ from typing import Final, Literal
 from mmalign.errors import MediaError, MMAlignError, RecipeError
 from mmalign.media.files import check_file, file_sha256, is_pointer, is_text
 from mmalign.media.frames import FrameChoice
-from mmalign.media.guard import Decoded, Guard
+from mmalign.media.guard import GUARD, Decoded
 from mmalign.types import Clip, Frames, MediaRef, Row
 
 Decoder = Literal["auto", "pyav", "decord", "torchcodec"]
 DECODERS: Final = ("pyav", "decord", "torchcodec")
-
-#: Where all clips of this process are decoded.
-GUARD: Final = Guard()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

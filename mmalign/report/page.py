@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -15,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from mmalign.atomic import explained, writing_bytes
 from mmalign.errors import StoreError
 from mmalign.report.cards import MEDIA, card, examples
 from mmalign.report.curves import CONTROL_CURVES
@@ -65,7 +64,11 @@ def write_report(
     if not run_dir.is_dir():
         raise StoreError(f"{run_dir}: no such run directory; `mmalign run RECIPE --output {run_dir}` makes one")
     out = out or run_dir / "report.html"
-    _write_whole(out, _render(run_dir, data_root, max_pairs, other_seeds).encode("utf-8", "replace"))
+    page = _render(run_dir, data_root, max_pairs, other_seeds).encode("utf-8", "replace")
+    with explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with writing_bytes(out) as stream:
+        stream.write(page)
     return out
 
 
@@ -213,22 +216,3 @@ def _policy(style: str, script: str) -> str:
         f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; script-src 'sha256-{digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that no half page is ever seen."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-            Path(partial).chmod(0o644)
-            Path(partial).replace(path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StoreError(
-            f"{path}: the page cannot be written ({error.strerror}); name another place with --out"
-        ) from None

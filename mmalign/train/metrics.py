@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmalign.train.output.atomic import replacing
+from mmalign.atomic import explained, replacing
 
 
 class MetricsLog:
@@ -24,8 +25,13 @@ class MetricsLog:
 
     def append(self, values: Mapping[str, float]) -> None:
         """Add one step's numbers."""
-        with self.path.open("a", encoding="utf-8") as stream:
+        with explained(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dict(values)) + "\n")
+
+    def sync(self) -> None:
+        """Flush what was added to the disk: a checkpoint never outlives the numbers of its steps."""
+        with explained(self.path), self.path.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

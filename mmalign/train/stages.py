@@ -19,6 +19,7 @@ from typing import Any
 from accelerate import PartialState
 from safetensors.torch import load_file
 
+from mmalign.atomic import replacing
 from mmalign.errors import TrainError
 from mmalign.lm.load import Loaded
 from mmalign.lm.quantize import is_quantized
@@ -35,7 +36,6 @@ from mmalign.train.distributed.launch import asks_to_share
 from mmalign.train.interrupt import stop_on_signals
 from mmalign.train.logprobs.head import unwrapped
 from mmalign.train.metrics import read_metrics
-from mmalign.train.output.atomic import replacing
 from mmalign.train.output.saving import TrainResult
 from mmalign.train.progress import ProgressLine
 from mmalign.train.trainer import PreferenceTrainer, begin

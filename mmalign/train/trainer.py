@@ -211,12 +211,16 @@ class PreferenceTrainer:
                 is_stopped = stop.agreed()
                 every = config.checkpoint_every_steps
                 if is_stopped or (every and (step + 1) % every == 0):
+                    if ranks.is_first:
+                        log.sync()
                     checkpoints.save(step + 1, self.model, optimizer, run.beside.state())
                 if is_stopped:
                     raise Interrupted(
                         f"interrupted after step {step + 1} of {order.num_steps}; a checkpoint is written, run the "
                         "same command again to go on"
                     )
+        if ranks.is_first:
+            log.sync()
         return self._save(len(kept), order.num_steps)
 
     def _save(self, num_pairs: int, steps: int) -> TrainResult:

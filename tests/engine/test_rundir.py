@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mmalign.engine.rundir import RunDir, differences, write_json, write_text
+from mmalign.atomic import write_json, write_text
+from mmalign.engine.rundir import RunDir, differences
 from mmalign.errors import StoreError
 
 RECIPE: dict[str, Any] = {
@@ -78,6 +79,7 @@ def test_the_recipe_is_written_once_and_the_same_one_is_accepted(tmp_path: Path)
 def test_a_changed_recipe_is_refused_with_what_changed(tmp_path: Path, recipe: dict[str, Any], says: list[str]) -> None:
     with RunDir(tmp_path) as run:
         run.begin(RECIPE)
+        run.round_path(0)
         before = run.path.joinpath("recipe.yaml").read_text()
         with pytest.raises(StoreError) as refused:
             run.begin(recipe, FREE)
@@ -96,8 +98,16 @@ def test_free_keys_may_change_and_the_file_follows(tmp_path: Path) -> None:
             "train.beta: 0.1 -> 0.2",
         ]
         assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["train"]["beta"] == 0.2
+        run.round_path(0)
         with pytest.raises(StoreError):
             run.begin(changed(model={"name": "other"}), FREE)
+
+
+def test_a_recipe_that_made_nothing_binds_nobody(tmp_path: Path) -> None:
+    with RunDir(tmp_path) as run:
+        run.begin(RECIPE)
+        assert run.begin(changed(model={"name": "other"}), FREE) == ['model.name: "tiny" -> "other"']
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["model"]["name"] == "other"
 
 
 def test_the_environment_is_recorded_with_every_start(tmp_path: Path) -> None:

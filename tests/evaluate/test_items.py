@@ -38,7 +38,7 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, row: object) -> N
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="holds no rows"):
         labelled_items(write(tmp_path), PictureLimits(), WORDS)
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="no such file"):
         labelled_items(tmp_path / "none.jsonl", PictureLimits(), WORDS)
 
 

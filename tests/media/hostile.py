@@ -89,7 +89,8 @@ def _half_clear(mode: str) -> Image.Image:
     return image
 
 
-def _good() -> dict[str, bytes]:
+def good_files() -> dict[str, bytes]:
+    """Pictures that open, of every format and colour mode, by name."""
     frames = [quarters(shade=shade) for shade in (0, 60, 120)]
     moving = {"save_all": True, "append_images": frames[1:], "duration": 100}
     shades = iter(range(3, 200, 7))
@@ -186,7 +187,7 @@ def write_hostile_folder(root: Path) -> dict[str, str | None]:
     outside.mkdir(parents=True)
     (outside / "secret.png").write_bytes(encoded(quarters(), "PNG"))
     expected: dict[str, str | None] = {}
-    for name, content in _good().items():
+    for name, content in good_files().items():
         expected[name] = None
         _write(root / name, content)
     for name, (content, reason) in _bad().items():

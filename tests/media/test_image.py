@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from mmalign.errors import MediaError, RecipeError
+from mmalign.media.decode import PILLOW_MAX_PIXELS
 from mmalign.media.image import (
-    PILLOW_MAX_PIXELS,
     PictureLimits,
     decode_picture,
     file_sha256,
@@ -193,9 +193,9 @@ def test_size_is_checked_before_pixels_are_decoded(
     monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
     for name in ("huge header.png", "large header.png", "bomb.png", "dot.png", "ribbon.png"):
         with pytest.raises(MediaError, match="pixels"):
-            opened(hostile[0], name)
+            decoded((hostile[0] / name).read_bytes())
     with pytest.raises(MediaError, match="over the limit of 6143 pixels"):
-        opened(hostile[0], "plain.jpg", PictureLimits(max_pixels=96 * 64 - 1))
+        decoded((hostile[0] / "plain.jpg").read_bytes(), PictureLimits(max_pixels=96 * 64 - 1))
 
 
 @pytest.mark.parametrize("limits", [{"max_pixels": 0}, {"max_side": 0}, {"max_pixels": PILLOW_MAX_PIXELS + 1}])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmalign import prepare
-from mmalign.errors import DataError
+from mmalign.errors import DataError, StoreError
 from mmalign.media.image import PictureLimits, file_sha256
 from mmalign.media.read import MediaLimits, open_media
 from mmalign.prepare import prepare_images, prepare_text
@@ -156,7 +156,7 @@ def test_a_stopped_preparation_leaves_the_earlier_file(
         if done == 3:
             raise error
 
-    wanted = DataError if isinstance(error, OSError) else KeyboardInterrupt
+    wanted = StoreError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(wanted):
         prepare_images(root, output, progress=stop)
     assert output.read_bytes() == before

@@ -116,7 +116,7 @@ def test_json_lines(tmp_path: Path) -> None:
 )
 def test_wrong_lines_are_named(tmp_path: Path, row: object, message: str) -> None:
     path = jsonl(tmp_path, {"id": "first", "prompt": "a"}, "", row)
-    rows = read_samples(path)
+    rows = iter(read_samples(path))
     assert next(rows).id == "first"
     with pytest.raises(DataError) as caught:
         next(rows)

@@ -240,12 +240,12 @@ def test_a_round_that_is_not_finished_shows_the_pairs_of_its_journal(tmp_path: P
             phase="pairs",
             sample_id=f"{number}-{row.sample_id}",
             status="done",
-            fingerprint="",
+            fingerprint=0,
             made=json.dumps([row.to_row()]),
         )
         for number, row in enumerate(rows)
     ]
-    survey = Outcome(phase="survey", sample_id="a", status="done", fingerprint="", made='{"seen": 1}')
+    survey = Outcome(phase="survey", sample_id="a", status="done", fingerprint=0, made='{"seen": 1}')
     with Journal(run / "round-0" / "journal.sqlite", {"method": "a"}) as journal:
         journal.write([*outcomes, survey])
         held = read(write_report(run, data_root=data))

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmalign.atomic import replacing
 from mmalign.cli import main
+from mmalign.errors import StoreError
 from mmalign.train.cache import parts
-from mmalign.train.output.atomic import replacing
 from tests.train.rows import make_rows
 
 
-def test_tensors_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:
+def test_tensors_that_cannot_be_written_are_told_as_the_system_has_it(tmp_path: Path) -> None:
     wanted = tmp_path / "tensors.safetensors"
-    with pytest.raises(OSError, match="no-folder") as raised, replacing(wanted) as partial:
+    told = f"{wanted}: cannot be written \\(no such file or directory\\); check the disk"
+    with pytest.raises(StoreError, match=told), replacing(wanted) as partial:
         save_file({"a": torch.zeros(2)}, partial / "no-folder" / "x.safetensors")
-    assert raised.value.filename == str(wanted)
-    assert not wanted.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_tells_of_a_full_disk_as_python_does(tmp_path: Path) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    told = r"cannot be written \(no space left on device\); free some space"
+    with pytest.raises(StoreError, match=told), replacing(tmp_path / "state.pt"):
+        torch.save({"a": torch.zeros(2)}, Full())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_another_kind_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), replacing(tmp_path / "model"):
+        raise RuntimeError("shapes")
 
 
 def test_a_full_disk_is_one_line(
@@ -42,5 +62,4 @@ def test_a_full_disk_is_one_line(
     assert main(["train", str(recipe)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmalign:")]
     assert "part-" in line
-    assert "I/O error" in line
-    assert "what is done is kept" in line
+    assert "cannot be written" in line

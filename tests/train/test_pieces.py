@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from mmalign.atomic import discard, replacing, sweep
 from mmalign.errors import TrainError
 from mmalign.train.config import LoraConfig, TrainConfig
 from mmalign.train.metrics import MetricsLog, read_metrics
-from mmalign.train.output.atomic import discard, replacing, sweep
 from mmalign.train.schedule import Order, lr_factor, micro_batches, rank_share
 from mmalign.train.weights import reaches_media, switch_off_dropout, trainable, training_mode
 from tests.models import ALL, SEEING, tiny

@@ -93,7 +93,7 @@ def _kill_when_writing(name: str, monkeypatch: pytest.MonkeyPatch, *, second: bo
 
     def dying(original: Callable[..., Any], path_at: int) -> Callable[..., Any]:
         def write(*args: Any, **kwargs: Any) -> Any:
-            path = Path(args[path_at])
+            path = Path(getattr(args[path_at], "name", args[path_at]))
             if path.name == name:
                 seen.append(path)
                 if len(seen) == 1 + second:

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmalign.atomic import PREFIX
 from mmalign.errors import TrainError
 from mmalign.train.cache.tensor_cache import TensorCache
-from mmalign.train.output.atomic import PREFIX
 
 MANY = 1 << 30
 

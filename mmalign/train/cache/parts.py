@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmalign.atomic import PREFIX, replacing
 from mmalign.errors import TrainError
-from mmalign.train.output.atomic import PREFIX, replacing
 
 log = logging.getLogger("mmalign.train")
 

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from mmalign.atomic import PREFIX
 from mmalign.errors import TrainError
-from mmalign.train.output.atomic import PREFIX
 
 log = logging.getLogger("mmalign.train")
 

@@ -37,8 +37,8 @@ def record_named(part: Row, pair: str) -> Iterator[None]:
         yield
     except (MediaError, RecipeError) as error:
         raise MediaError(f"pair {pair}: {error}") from error
-    except (LookupError, TypeError, ValueError) as error:
-        # A record of one's own that lacks a parameter, or has one of another kind.
+    except Exception as error:
+        # A record of one's own that lacks a parameter, or has one of another kind, may fail in any way.
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise MediaError(
             f"pair {pair}: {part.get('path')}: what is on record of it cannot be done again ({what})"

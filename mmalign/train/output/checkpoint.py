@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmalign.atomic import PREFIX, discard, replacing, sweep
 from mmalign.errors import TrainError
 from mmalign.train.distributed.whole import load_optimizer_state, load_weights, optimizer_state, trained_weights
-from mmalign.train.output.atomic import PREFIX, discard, replacing, sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class Checkpoints:
                 partial.mkdir()
                 self.wait()
                 save_file(trained_weights(model), partial / "weights.safetensors")
-                torch.save(optimizer_state(model, optimizer), partial / "optimizer.pt")
-                torch.save(_random_state(), partial / "random-0.pt")
+                _save(optimizer_state(model, optimizer), partial / "optimizer.pt")
+                _save(_random_state(), partial / "random-0.pt")
                 if beside:
                     save_file(dict(beside), partial / "beside.safetensors")
                 state = {"step": step, "run_key": self.run_key}
@@ -60,7 +60,7 @@ class Checkpoints:
             self.wait()
             trained_weights(model, kept=False)
             optimizer_state(model, optimizer, kept=False)
-            torch.save(_random_state(), path.with_name(f"{PREFIX}{path.name}") / f"random-{self.rank}.pt")
+            _save(_random_state(), path.with_name(f"{PREFIX}{path.name}") / f"random-{self.rank}.pt")
             self.wait()
         self.wait()
 
@@ -78,6 +78,8 @@ class Checkpoints:
 
         Raises TrainError when it belongs to a run with other pairs, weights or settings.
         """
+        if self.rank == 0:
+            sweep(self.folder)
         if not (found := self.found()):
             return 0
         path = found[-1]
@@ -97,6 +99,11 @@ class Checkpoints:
             if random["cuda"] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(random["cuda"])
         return int(told["step"])
+
+
+def _save(state: Any, path: Path) -> None:
+    with path.open("wb") as stream:  # given a path, torch says nothing of what the system said
+        torch.save(state, stream)
 
 
 def _random_state() -> dict[str, Any]:

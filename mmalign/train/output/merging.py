@@ -10,10 +10,10 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from mmalign.atomic import replacing
 from mmalign.errors import TrainError
 from mmalign.lm.load import load_model, stored_dtype
 from mmalign.lm.spec import ModelSpec
-from mmalign.train.output.atomic import replacing
 
 
 def merge(spec: ModelSpec, folder: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mmalign.atomic import replacing
 from mmalign.errors import TrainError
 from mmalign.train.distributed.whole import own_class
 from mmalign.train.logprobs.head import unwrapped
 from mmalign.train.metrics import read_metrics
-from mmalign.train.output.atomic import replacing
 
 Kind = Literal["adapter", "model"]
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmalign.errors import MediaError, MMAlignError, NoPair, SampleError
-    from mmalign.library import Pairs, align, compare, load, make_pairs
+    from mmalign.library import Pairs, align, compare, load, make_pairs, served
     from mmalign.methods import method
     from mmalign.pairs import PairRow, read_pairs, write_pairs
     from mmalign.types import Answer, Chat, Completion, Judgement, Pair, Picture, Sample, Sampling
 
 _HOME = {
     "errors": ("MMAlignError", "MediaError", "NoPair", "SampleError"),
-    "library": ("Pairs", "align", "compare", "load", "make_pairs"),
+    "library": ("Pairs", "align", "compare", "load", "make_pairs", "served"),
     "methods": ("method",),
     "pairs": ("PairRow", "read_pairs", "write_pairs"),
     "types": ("Answer", "Chat", "Completion", "Judgement", "Pair", "Picture", "Sample", "Sampling"),
@@ -45,6 +45,7 @@ __all__ = [
     "make_pairs",
     "method",
     "read_pairs",
+    "served",
     "write_pairs",
 ]
 

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mmalign.engine import RunDir, generate_async
-from mmalign.errors import StoreError
+from mmalign.errors import RecipeError, StoreError
 from mmalign.evaluate.answers import describe
 from mmalign.evaluate.descriptions import measure, read_scene
 from mmalign.evaluate.items import scene_items
 from mmalign.evaluate.table import FIRST_SEED
 from mmalign.lm.load import Loaded, load_model
 from mmalign.lm.local import LocalLM
-from mmalign.lm.spec import ModelSpec
+from mmalign.lm.opening import open_lm
+from mmalign.lm.protocol import LM
+from mmalign.lm.spec import ModelSpec, ServerSpec
 from mmalign.methods import find_method
 from mmalign.objectives import DPO, Objective
 from mmalign.pairs import PairRow, read_pairs
@@ -40,6 +42,14 @@ class Model:
     @cached_property
     def loaded(self) -> Loaded:
         return load_model(self.spec)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that a server answers for: it makes pairs, but is not here to be trained."""
+
+    name: str
+    server: ServerSpec
 
 
 @dataclass(frozen=True)
@@ -74,15 +84,32 @@ def load(name: str = "tiny", **spec: Any) -> Model:
     return model
 
 
+def served(name: str, url: str, **spec: Any) -> ServedModel:
+    """A model behind an OpenAI-compatible server. `spec` are the other fields of `ServerSpec`, such as kind.
+
+    Raises RecipeError for an address or a setting that is wrong; the server is first asked when pairs are made.
+    """
+    try:
+        return ServedModel(name, ServerSpec(url=url, **spec))
+    except ValueError as error:
+        raise RecipeError(f"server.{error}") from None
+
+
 def make_pairs(
-    method: str | object, source: str | Path, model: Model, *, run: str | Path, seed: int = 0, **parameters: Any
+    method: str | object,
+    source: str | Path,
+    model: Model | ServedModel,
+    *,
+    run: str | Path,
+    seed: int = 0,
+    **parameters: Any,
 ) -> Pairs:
     """Let the model make preference pairs about a folder of pictures or a sample file.
 
     Args:
         method: A name (then `parameters` are its fields), "file.py:Class", or an instance of a method class.
         source: A folder of pictures, or a file that `mmalign prepare` or you wrote.
-        model: Answers and judges.
+        model: Answers and judges: what `load` or `served` gave.
         run: The run directory. Called again after an interruption, the same call goes on where it was.
         seed: Every random choice follows from it.
         parameters: Fields of the method.
@@ -96,14 +123,26 @@ def make_pairs(
         data = {"images" if source.is_dir() else "samples": str(source.resolve())}
         named: Any = type(made)
         fields = {"name": named.method_name, **{f.name: getattr(made, f.name) for f in dataclasses.fields(named)}}
-        directory.begin({"seed": seed, "data": data, "model": {"name": model.loaded.name}, "method": fields})
-        asyncio.run(_generate(made, source, root, model, directory, seed))
+        lm = _open(model)
+        recipe = {"seed": seed, "data": data, "model": {"name": lm.name}, "method": fields}
+        if isinstance(model, ServedModel):
+            recipe["server"] = {"kind": model.server.kind, "clips": model.server.clips}
+        asyncio.run(_generate(made, source, root, lm, directory, recipe))
         return Pairs(read_pairs(directory.pairs_path()), root, Path(run))
 
 
-async def _generate(method: Any, source: Path, root: Path, model: Model, run: RunDir, seed: int) -> None:
-    async with LocalLM(model.loaded) as lm:
-        await generate_async(method, read_samples(source), lm, run=run, data_root=root, seed=seed)
+def _open(model: Model | ServedModel) -> LM:
+    if isinstance(model, ServedModel):
+        return open_lm(ModelSpec(name=model.name), batch_size=1, server=model.server)
+    return LocalLM(model.loaded)
+
+
+async def _generate(method: Any, source: Path, root: Path, lm: LM, run: RunDir, recipe: dict[str, Any]) -> None:
+    try:
+        run.begin(recipe)
+        await generate_async(method, read_samples(source), lm, run=run, data_root=root, seed=recipe["seed"])
+    finally:
+        await lm.close()
 
 
 def align(

@@ -5,7 +5,6 @@ Synchronous, and without knowledge of who asks; `local` decides what goes into a
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,23 +14,24 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from mmalign.errors import SampleError
+from mmalign.lm.choosing import choice_from_logits, option_logps
+from mmalign.lm.exact import Exact, grown
 from mmalign.lm.features import placeholder_ids
+from mmalign.lm.forwards import Forwards
 from mmalign.lm.load import Loaded
-from mmalign.lm.prefix import arguments, compare, is_exact, pack_texts
+from mmalign.lm.prefix import compare, is_exact
 from mmalign.lm.processing import REFUSALS
 from mmalign.lm.prompt import Prompt
 from mmalign.lm.render import PaddingSide
 from mmalign.lm.sampling import RowwiseSampling, RowwiseStopping, ending
-from mmalign.lm.stems import Stem, find_stems
-from mmalign.types import Chat, Clip, Completion, Sampling, TokenLogps
+from mmalign.lm.stable import CHOICE_SLACK, MANY_TIMES, SLACK, SOME_TIMES, largest, settled_choice, told
+from mmalign.lm.stems import find_stems
+from mmalign.types import Chat, Choice, Clip, Completion, Sampling, TokenLogps
 
 log = logging.getLogger("mmalign.lm")
 
-#: Logits turned to float32 at a time while scoring, in numbers.
-_CHUNK = 1 << 24
 
-
-class BatchModel:
+class BatchModel(Forwards):
     """A loaded model that runs whole batches. Needs one thread to itself; call it inside `torch.inference_mode`.
 
     Attributes:
@@ -40,12 +40,7 @@ class BatchModel:
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        self.name = loaded.name
-        self.model = loaded.model.eval()
-        self.renderer = loaded.renderer
-        self.tokenizer = self.renderer.tokenizer
-        self._inner = getattr(self.model, "get_base_model", lambda: self.model)()  # what an adapter is wrapped around
-        self._arguments = frozenset(inspect.signature(self._inner.forward).parameters)
+        super().__init__(loaded)
         text_config = self.model.config.get_text_config()
         self.vocab_size: int = text_config.vocab_size
         self.max_positions: int | None = getattr(text_config, "max_position_embeddings", None)
@@ -54,6 +49,7 @@ class BatchModel:
         self._pad: int = min(self._eos) if pad is None else pad
         if pad is None:
             self.tokenizer.pad_token_id = self._pad
+        self._exact = Exact(self.name, self.model) if is_exact(self.model) else None
         self._shares: dict[str, bool] = {}
         self._asks_once: dict[str, bool] = {}
         self._placeholders = sorted({*self.renderer.media_ids, *placeholder_ids(self.model.config)})
@@ -88,7 +84,10 @@ class BatchModel:
         seeds: Sequence[int],
         is_abandoned: Callable[[int], bool] = lambda row: False,
     ) -> list[Completion]:
-        """One completion per row; rows for which `is_abandoned(row)` turns true stop early with what they have."""
+        """One completion per row; rows for which `is_abandoned(row)` turns true stop early with what they have.
+
+        With float32 weights a completion is the one that exact logits give, whatever the batch.
+        """
         inputs = self._encode([p.text for p in prompts], prompts, "left")
         ids: Tensor = inputs["input_ids"]
         countable = inputs["attention_mask"].bool()
@@ -96,6 +95,14 @@ class BatchModel:
             countable &= ids != token
         limits = [self.room(p, s) for p, s in zip(prompts, samplings, strict=True)]
         stopping = RowwiseStopping(self.tokenizer, limits, [s.stop for s in samplings], ids.shape[1], is_abandoned)
+
+        def referee(row: int, tokens: Sequence[int], found: Tensor) -> Tensor | None:
+            if row in stopping.ended or not self._eos.isdisjoint(tokens):
+                return None  # it has ended and only waits for the others
+            if not set(tokens).isdisjoint(self._placeholders):
+                return None  # a forward would look for the medium of a placeholder that the model itself wrote
+            return self._exact_next(prompts[row], found, tokens)
+
         config = GenerationConfig(
             do_sample=False,
             max_new_tokens=max(limits),
@@ -103,11 +110,15 @@ class BatchModel:
             pad_token_id=self._pad,
             use_cache=True,
         )
+        process = RowwiseSampling(samplings, seeds, ids, countable)
+        if self._exact is not None:
+            slack = max(SLACK, MANY_TIMES * self._exact.noise)
+            process = RowwiseSampling(samplings, seeds, ids, countable, referee, slack)
         with self._own_defaults(config):
             out: Tensor = self.model.generate(
                 **inputs,
                 generation_config=config,
-                logits_processor=[RowwiseSampling(samplings, seeds, ids, countable)],
+                logits_processor=[process],
                 stopping_criteria=[stopping],
             )
         rows = out[:, ids.shape[1] :].tolist()
@@ -126,7 +137,16 @@ class BatchModel:
 
         Where several answers have one prompt, it and its media are computed once for all of them, if rows are padded
         on the right and the model gives the same numbers: that is tried once for every kind of media.
+
+        With float32 weights all is computed in float64 and told in fixed steps, so it does not depend on the batch.
         """
+        if self._exact is not None:
+            exact = self._exact(lambda: self._score(prompts, answers, padding_side))
+            if exact is not None:
+                return [TokenLogps(told(score.logps), score.tokens) for score in exact]
+        return self._score(prompts, answers, padding_side)
+
+    def _score(self, prompts: Sequence[Prompt], answers: Sequence[str], padding_side: PaddingSide) -> list[TokenLogps]:
         kind = prompts[0].group[0]
         num_prompts = len({prompt.key for prompt in prompts})
         if padding_side == "left" or num_prompts == len(prompts) or self._shares.get(kind) is False:
@@ -146,37 +166,23 @@ class BatchModel:
             log.warning("model %s: prompts are computed once for each answer, not for all: %s", self.name, reason)
         return plain
 
-    def _score_shared(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[TokenLogps]:
-        """Scores from rows of a prompt with all answers to it."""
-        firsts = list({prompt.key: prompt for prompt in prompts}.values())
-        keys = [prompt.key for prompt in firsts]
-        texts, rows = [prompt.text for prompt in firsts], [keys.index(prompt.key) for prompt in prompts]
-        encoded = self._encode(texts, firsts, "right")
-        packed = pack_texts(self.renderer, encoded, texts, rows, answers)
-        device = self.model.device
-        inputs = {name: value.to(device) for name, value in packed.inputs.items()}
-        places = packed.places.to(device)
-        keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        keep[places.rows, places.columns] = True
-        logits = self._logits(arguments(self._inner, inputs, packed.branches.to(device)), keep)
-        which = (keep.flatten().cumsum(0) - 1).view(keep.shape)[places.rows, places.columns]
-        lengths = [self.renderer.answer_length(p.text, a) for p, a in zip(prompts, answers, strict=True)]
-        return _scores(logits, which, places.labels, lengths)
+    def choice(self, prompt: Prompt, logits: Tensor, tokens: Sequence[Sequence[int]]) -> Choice:
+        """The choice among options with these token ids, given the next token's logits (vocab,) as `next_logits` does.
 
-    def _score_each(
-        self, prompts: Sequence[Prompt], answers: Sequence[str], padding_side: PaddingSide
-    ) -> list[TokenLogps]:
-        """Scores from rows of a prompt with one answer."""
-        lengths = [self.renderer.answer_length(p.text, a) for p, a in zip(prompts, answers, strict=True)]
-        inputs = self._encode([p.text + a for p, a in zip(prompts, answers, strict=True)], prompts, padding_side)
-        ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
-        # Tokens that are still to come at each position, itself included: the answer is where at most `length` are.
-        left = real.flip(1).cumsum(1).flip(1)
-        is_answer = real & (left <= torch.tensor(lengths, device=ids.device)[:, None])
-        predicts = is_answer.roll(-1, dims=1)
-        predicts[:, -1] = False
-        logits = self._logits(inputs, predicts)
-        return _scores(logits, torch.arange(len(logits), device=logits.device), ids[is_answer], lengths)
+        With float32 weights it is the one that exact logits give, in fixed steps, whatever the batch.
+        """
+        if self._exact is None:
+            return choice_from_logits(logits, tokens)
+        slack = max(CHOICE_SLACK, SOME_TIMES * self._exact.noise) * float(largest(logits))
+        settled = settled_choice(option_logps(logits.double(), tokens), slack)
+        if settled is not None:
+            return settled
+        exact = self._exact_next(prompt, logits)
+        if exact is None:
+            return choice_from_logits(logits, tokens)
+        found = settled_choice(option_logps(exact, tokens), 0)
+        assert found is not None
+        return found
 
     def next_logits(self, prompts: Sequence[Prompt], padding_side: PaddingSide = "right") -> list[Tensor]:
         """Logits of the token behind each prompt: float32 (vocab,) on the CPU.
@@ -201,56 +207,20 @@ class BatchModel:
             return plain
         return self._next_shared(prompts, stems)
 
-    def _next_shared(self, prompts: Sequence[Prompt], stems: Sequence[Stem]) -> list[Tensor]:
-        """Logits behind prompts, a row for every stem."""
-        # A row of one prompt alone is cut where others are: its last letters are its rest.
-        cut = [stem if stem.rests[0] else Stem(stem.text[:-1], stem.members, (stem.text[-1:],)) for stem in stems]
-        texts = [stem.text for stem in cut]
-        encoded = self._encode(texts, [prompts[stem.members[0]] for stem in cut], "right")
-        rows = [row for row, stem in enumerate(cut) for _ in stem.members]
-        rests = [rest for stem in cut for rest in stem.rests]
-        packed = pack_texts(self.renderer, encoded, texts, rows, rests, keep_last=True)
-        assert packed.ends is not None
-        inputs = {name: value.to(self.model.device) for name, value in packed.inputs.items()}
-        ends = packed.ends.to(self.model.device).unbind(-1)
-        keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        keep[ends] = True
-        logits = self._logits(arguments(self._inner, inputs, packed.branches.to(self.model.device)), keep)
-        which = (keep.flatten().cumsum(0) - 1).view(keep.shape)[ends]
-        order = [number for stem in cut for number in stem.members]
-        found = dict(zip(order, logits[which].float().cpu().unbind(0), strict=True))
-        return [found[number] for number in range(len(prompts))]
+    def _exact_next(self, prompt: Prompt, found: Tensor, tokens: Sequence[int] = ()) -> Tensor | None:
+        """Logits (vocab,) of the token behind a prompt and new tokens in float64, where `found` are those of a batch.
 
-    def _next_each(self, prompts: Sequence[Prompt], padding_side: PaddingSide) -> list[Tensor]:
-        """Logits behind prompts, a row for each."""
-        inputs = self._encode([p.text for p in prompts], prompts, padding_side)
-        real = inputs["attention_mask"].bool()
-        is_last = real & (real.flip(1).cumsum(1).flip(1) == 1)
-        return list(self._logits(inputs, is_last).float().cpu().unbind(0))
-
-    # Inside ----------------------------------------------------------------------------------------------------------
-
-    def _logits(self, inputs: dict[str, Tensor], keep: Tensor) -> Tensor:
-        """Logits (kept, vocab) at the positions where `keep` (batch, time) is true, row by row."""
-        if "logits_to_keep" not in self._arguments:
-            whole: Tensor = self.model(**inputs, use_cache=False).logits
-            return whole[keep]
-        kept: Tensor = self.model(**inputs, use_cache=False, logits_to_keep=keep).logits
-        return kept if kept.ndim == 2 else kept[keep]
-
-    def _encode(self, texts: Sequence[str], prompts: Sequence[Prompt], side: PaddingSide) -> dict[str, Tensor]:
-        try:
-            encoded = self.renderer.encode(texts, [p.media for p in prompts], side)
-        except (ValueError, TypeError, ArithmeticError) as error:
-            raise SampleError(f"the model's processor refuses the chat: {error}") from error
-        tensors: dict[str, Tensor] = {}
-        for name, value in encoded.items():
-            if name == "token_type_ids" and name not in self._arguments:
-                continue
-            # Pixels take the model's type; one number per clip (its seconds per frame) places tokens and stays exact.
-            kind = self.model.dtype if value.is_floating_point() and value.ndim > 1 else None
-            tensors[name] = value.to(self.model.device, kind)
-        return tensors
+        None where the model has no exact logits. The row is alone, without padding or a cache.
+        """
+        if self._exact is None:
+            return None
+        inputs = grown(self._encode([prompt.text], [prompt], "right"), tokens)
+        is_last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        is_last[:, -1] = True
+        exact = self._exact(lambda: self._logits(inputs, is_last)[0])
+        if exact is not None:
+            self._exact.compare(exact, found)
+        return exact
 
     def _eos_ids(self) -> frozenset[int]:
         config = getattr(self.model, "generation_config", None)
@@ -270,20 +240,6 @@ class BatchModel:
         finally:
             for owner, own in zip(owners, before, strict=True):
                 owner.generation_config = own
-
-
-def _scores(logits: Tensor, rows: Tensor, targets: Tensor, lengths: Sequence[int]) -> list[TokenLogps]:
-    """Log-probabilities of targets (M,) by rows (M,) of logits, cut into answers of these lengths."""
-    step = max(1, _CHUNK // logits.shape[1])
-    parts = [
-        torch.log_softmax(logits[own].float(), dim=-1).gather(1, wanted[:, None])[:, 0]
-        for own, wanted in zip(torch.split(rows, step), torch.split(targets, step), strict=True)
-    ]
-    logps = torch.split(torch.cat(parts).cpu(), list(lengths))
-    return [
-        TokenLogps(tuple(row.tolist()), tuple(tokens.tolist()))
-        for row, tokens in zip(logps, torch.split(targets.cpu(), list(lengths)), strict=True)
-    ]
 
 
 def _flat(scores: Sequence[TokenLogps]) -> Tensor:

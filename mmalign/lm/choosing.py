@@ -41,8 +41,13 @@ def choice_from_logits(logits: Tensor, tokens: Sequence[Sequence[int]]) -> Choic
 
     `logits` has shape (vocab,); `tokens[i]` are the token ids of option i.
     """
-    logps = torch.log_softmax(logits.float(), dim=-1)
-    return choice_from_logps([float(torch.logsumexp(logps[list(ids)], 0)) for ids in tokens])
+    return choice_from_logps(option_logps(logits.float(), tokens))
+
+
+def option_logps(logits: Tensor, tokens: Sequence[Sequence[int]]) -> list[float]:
+    """Log-probability of each option, of which `tokens[i]` are the token ids, in the type of `logits` (vocab,)."""
+    logps = torch.log_softmax(logits, dim=-1)
+    return [float(torch.logsumexp(logps[list(ids)], 0)) for ids in tokens]
 
 
 def choice_from_logps(logps: Sequence[float]) -> Choice:

@@ -70,7 +70,10 @@ def load_model(spec: ModelSpec, *, stay_on_cpu: bool = False) -> Loaded:
     if spec.adapter is not None:
         model = _with_adapter(model, spec.adapter)
     name = spec.name if spec.adapter is None else f"{spec.name}+{spec.adapter}"
-    return Loaded((model if stay_on_cpu else model.to(device)).eval().requires_grad_(False), processor, name)
+    if not stay_on_cpu:
+        with _explained(spec):
+            model = model.to(device)
+    return Loaded(model.eval().requires_grad_(False), processor, name)
 
 
 def device_of(spec: ModelSpec) -> torch.device:
@@ -144,6 +147,10 @@ def _explained(spec: ModelSpec) -> Iterator[tuple[str, dict[str, Any]]]:
         yield source, common
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(_why(spec, source, error)) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError(
+            f"model.name {spec.name!r}: memory ran out while it was loaded; {_first_line(error)}"
+        ) from error
     finally:
         if had_bar:
             enable_progress_bar()

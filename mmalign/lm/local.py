@@ -22,7 +22,8 @@ from torch import Tensor
 from mmalign.errors import MMAlignError, ModelError, SampleError
 from mmalign.lm.asking import check_options, check_seed
 from mmalign.lm.batch import BatchModel
-from mmalign.lm.choosing import choice_from_logits, choice_from_logps, first_tokens
+from mmalign.lm.choosing import choice_from_logps, first_tokens
+from mmalign.lm.exact import is_out_of_memory
 from mmalign.lm.load import Loaded
 from mmalign.lm.prompt import Prompt
 from mmalign.lm.protocol import Option
@@ -130,11 +131,17 @@ class LocalLM:
         """
         check_options(options)
 
+        def choose(request: _Request, prompt: Prompt, logits: Tensor, tokens: Sequence[Sequence[int]]) -> None:
+            try:
+                request.resolve(self._batches.choice(prompt, logits, tokens))
+            except Exception as error:
+                request.resolve(self._blame(Job("logits", prompt), error, is_out_of_memory(error)))
+
         def plan(request: _Request) -> None:
             prompt = self._batches.prompt(chat)
             tokens = first_tokens(self._batches.renderer, prompt.text, options, prompt.lead)
             if tokens is not None:
-                self._add_logits(prompt, request, lambda logits: request.resolve(choice_from_logits(logits, tokens)))
+                self._add_logits(prompt, request, lambda logits: choose(request, prompt, logits, tokens))
                 return
             forms = [prompt.lead + form for option in options for form in option]
 
@@ -297,7 +304,7 @@ class LocalLM:
             for job, result in zip(batch, results, strict=True):
                 job.finish(result)
             return
-        is_memory = _is_out_of_memory(failure)
+        is_memory = is_out_of_memory(failure)
         if is_memory and torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(batch) > 1 and not self._closed:
@@ -353,12 +360,6 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *argum
     except RuntimeError:
         return False
     return True
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def _line(error: Exception) -> str:

@@ -6,26 +6,26 @@ what the model would have generated.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jinja2.exceptions import TemplateError
 
-from mmalign.errors import ModelError, SampleError
-from mmalign.lm.clips import metadata
+from mmalign.errors import SampleError
+from mmalign.lm.control import Control
 from mmalign.lm.features import num_features, placeholder_ids
+from mmalign.lm.lengths import Lengths
 from mmalign.lm.processing import REFUSALS, TEXT_ONLY, Group, MediaProcessor
-from mmalign.types import Chat, Clip, Media, Message, Part, Row
+from mmalign.lm.size import TextLimit
+from mmalign.lm.template import ChatTemplate
+from mmalign.types import Chat, Clip, Media, Message, Row
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding
 
 PaddingSide = Literal["left", "right"]
-_PROBE = "mmalign-probe"
-#: Measured lengths of media that are kept.
-_MAX_MEASURED = 4096
+#: Texts whose tokens are kept, and the most characters of one: prompts are asked for several times in a row.
+_MAX_KEPT, _MAX_KEPT_CHARACTERS = 256, 1 << 14
 
 
 class Renderer:
@@ -50,22 +50,20 @@ class Renderer:
         self.processor, self._config = processor, config
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         self.is_multimodal = self.tokenizer is not processor
-        template = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
-        if not template:
-            name = getattr(self.tokenizer, "name_or_path", "") or type(processor).__name__
-            raise ModelError(f"model {name!r} has no chat template: use an instruct model or add chat_template.jinja")
-        self._template_kwargs: Row = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
-        self._takes_parts = self._find_content_form()
         marks = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
         self._marks: tuple[str, ...] = tuple(mark for mark in marks if isinstance(mark, str) and mark)
         self.media_ids: list[int] = sorted(self.tokenizer.convert_tokens_to_ids(mark) for mark in self._marks)
-        specials = {token for token in (*self.tokenizer.all_special_tokens, *self._marks) if token}
-        self._specials: tuple[str, ...] = tuple(sorted(specials, key=lambda token: (-len(token), token)))
-        self.end_of_turn, self.lead = self._find_turn_form()
+        self._kept: dict[str, list[int]] = {}
+        self._template = ChatTemplate(processor)
+        self.end_of_turn, self.lead = self._template.end_of_turn, self._template.lead
         self._media = MediaProcessor(
-            processor, lambda media: self._apply([Message("user", tuple(media))], frames=False)
+            processor, lambda media: self._template.apply([Message("user", tuple(media))], frames=False)
         )
-        self._measured: dict[tuple[Any, ...], list[tuple[str, str, int]] | int] = {}
+        places = [*self.media_ids, *placeholder_ids(config)]
+        self._control = Control(self.tokenizer, processor, places, self._template.scaffold(), self.end_of_turn)
+        self._lengths = Lengths(self._marks, self.token_ids, self._expansions, self._grown)
+        text_config = config.get_text_config() if config is not None else None
+        self._limit = TextLimit(self.tokenizer, getattr(text_config, "max_position_embeddings", None))
 
     # Text ------------------------------------------------------------------------------------------------------------
 
@@ -73,12 +71,14 @@ class Renderer:
         """The chat up to where the model's words start: with the generation prompt, or inside a begun answer.
 
         Templates that can think aloud are told not to. Raises SampleError when the template refuses the chat, when the
-        chat holds pictures and the model takes none, or when its text contains one of the model's control tokens.
+        chat holds pictures and the model takes none, when it is too long, and when its texts would steer the chat
+        (`Control`): what is a turn, and where media stand, never depends on them.
         """
-        beginning = self._beginning(chat)
-        turns = chat.messages if beginning is not None else self._without_empty_answer(chat)
+        turns = _without_empty_answer(chat)
         self._check(turns)
-        return self._apply(turns, continuing=beginning is not None)
+        text = self._apply(turns)
+        self._compare(text, _shape(turns), lambda: self._apply(_bare(turns)))
+        return text
 
     def answer(self, chat: Chat, text: str) -> str:
         """What follows `prompt(chat)` when the assistant answers `text`, up to and with the end-of-turn token.
@@ -86,21 +86,20 @@ class Renderer:
         It is the part that the template adds for the assistant's turn, cut after the first control token behind the
         text: a line break that a template writes after the turn is never generated, so it is not part of an answer.
         A template that writes no such token (LLaVA 1.5) gets the tokenizer's EOS, which its model does generate.
-        Where the template rewrites the prompt once an answer is there, the answer is the text and the end of turn.
+        Where the template rewrites the prompt or the text once an answer is there, the answer is the text and the end
+        of turn. Raises SampleError as `prompt` does.
         """
-        self._check((Message("assistant", (text,)),))
-        prompt = self.prompt(chat)
-        begun = self._beginning(chat)
-        turns = chat.messages[:-1] if begun is not None else self._without_empty_answer(chat)
-        whole = self._apply((*turns, Message("assistant", ((begun or "") + text,))), continuing=False)
-        if not whole.startswith(prompt):
-            return ("" if begun is not None else self.lead) + text + self.end_of_turn
-        added = whole[len(prompt) :]
-        body = added.find(text.strip()) + len(text.strip()) if text.strip() else 0
-        end = added.find(self.end_of_turn, max(body, 0))
-        if end >= 0:
-            return added[: end + len(self.end_of_turn)]
-        return added[: max(body, 0)] + self.end_of_turn
+        turns, prompt = _without_empty_answer(chat), self.prompt(chat)
+        self._check((Message("assistant", (_begun(turns) + text,)),))
+        added = self._added(prompt, turns, text)
+
+        def harmless() -> str:
+            bare = _bare(turns)
+            begins = self._apply(bare)
+            return begins + self._added(begins, bare, _word(text))
+
+        self._compare(prompt + added, (_shape(turns), _word(text)), harmless)
+        return added
 
     def strip_lead(self, generated: str) -> str:
         """The text of a freshly started answer, given the decoded tokens: without the template's own white space."""
@@ -127,7 +126,7 @@ class Renderer:
             return self.tokenizer(list(texts), add_special_tokens=adds, **options)
         encoded = self._media.encode(texts, media, padding_side, add_special_tokens=adds)
         if self._config is not None:
-            self._compare(encoded)
+            self._count_places(encoded)
         return encoded
 
     @property
@@ -153,8 +152,14 @@ class Renderer:
 
     def token_ids(self, text: str) -> list[int]:
         """Tokens of a rendered text, media placeholders not expanded (one token each)."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self._adds_specials(text))["input_ids"]
-        return ids
+        ids = self._kept.get(text)
+        if ids is None:
+            ids = self.tokenizer(text, add_special_tokens=self._adds_specials(text))["input_ids"]
+            if len(text) <= _MAX_KEPT_CHARACTERS:
+                if len(self._kept) >= _MAX_KEPT:
+                    self._kept.clear()
+                self._kept[text] = ids
+        return list(ids)
 
     def answer_length(self, prompt: str, answer: str) -> int:
         """How many last tokens of `prompt + answer` belong to the answer.
@@ -172,43 +177,9 @@ class Renderer:
         Media are measured once for each size, number of frames and times. Raises ValueError when the prompt does not
         have one place for each of them.
         """
-        if not media or not self.is_multimodal:
-            return len(self.token_ids(prompt))
-        key = tuple(_shape(part) for part in media)
-        if key not in self._measured:
-            if len(self._measured) >= _MAX_MEASURED:
-                self._measured.clear()
-            self._measured[key] = self._measure(media)
-        found = self._measured[key]
-        if isinstance(found, int):
-            return len(self.token_ids(prompt)) + found
-        num_places = sum(prompt.count(mark) for mark in {mark for mark, _, _ in found})
-        if num_places != len(found):
-            raise ValueError(f"the prompt has {num_places} places for {len(found)} pictures or videos")
-        extra, begin, pieces = 0, 0, []
-        for mark, written, more in found:
-            end = prompt.index(mark, begin)
-            pieces += [prompt[begin:end], written]
-            begin, extra = end + len(mark), extra + more
-        return len(self.token_ids("".join([*pieces, prompt[begin:]]))) + extra
+        return self._lengths.num_tokens(prompt, media if self.is_multimodal else ())
 
-    def _measure(self, media: Sequence[Media]) -> list[tuple[str, str, int]] | int:
-        """For each placeholder: itself, the text in its place with runs of marks as one, and the marks left out.
-
-        For a processor that does not tell its text: by how many tokens a prompt grows.
-        """
-        shown = self._apply([Message("user", tuple(media))])
-        written = self._media.expansions(shown, media)
-        if written is None:
-            return int(self.encode([shown], [media])["input_ids"].shape[1]) - len(self.token_ids(shown))
-        runs = re.compile(f"({'|'.join(map(re.escape, self._marks))})\\1+")
-        found = []
-        for mark, text in written:
-            short = runs.sub(r"\1", text)
-            found.append((mark, short, sum(text.count(other) - short.count(other) for other in self._marks)))
-        return found
-
-    def _compare(self, encoded: Any) -> None:
+    def _count_places(self, encoded: Any) -> None:
         expected = num_features(self._config, encoded)
         places = torch.isin(encoded["input_ids"], torch.tensor(placeholder_ids(self._config)))
         if expected is not None and int(places.sum()) != expected:
@@ -223,95 +194,77 @@ class Renderer:
         bos = self.tokenizer.bos_token
         return self.is_multimodal and not (bos and text.startswith(bos))
 
-    def _beginning(self, chat: Chat) -> str | None:
-        last = chat.messages[-1] if chat.messages else None
-        return last.text if last is not None and last.role == "assistant" and last.text else None
+    def _added(self, prompt: str, turns: Sequence[Message], text: str) -> str:
+        """What `turns`, whose prompt is given, grow by as the assistant answers `text`."""
+        begun = _begun(turns)
+        asked = turns[:-1] if begun else turns
+        whole = self._apply((*asked, Message("assistant", (begun + text,))), ends=True)
+        added, own = whole[len(prompt) :], text.strip()
+        if not whole.startswith(prompt) or own not in added:
+            return ("" if begun else self.lead) + text + self.end_of_turn
+        body = added.index(own) + len(own) if own else 0
+        end = added.find(self.end_of_turn, body)
+        return (added[:body] if end < 0 else added[:end]) + self.end_of_turn
 
-    @staticmethod
-    def _without_empty_answer(chat: Chat) -> tuple[Message, ...]:
-        turns = chat.messages
-        return turns[:-1] if turns and turns[-1].role == "assistant" else turns
+    def _apply(self, turns: Sequence[Message], *, ends: bool = False) -> str:
+        media = [part for turn in turns for part in turn.content if not isinstance(part, str)]
+        frames = bool(media) and self.is_multimodal and self._media.frame_by_frame(media)
+        return self._template.apply(turns, frames=frames, ends=ends)
+
+    def _compare(self, text: str, shape: Hashable, harmless: Callable[[], str]) -> None:
+        self._control.compare(self.token_ids(text), shape, lambda: self.token_ids(harmless()))
 
     def _check(self, turns: Sequence[Message]) -> None:
         for turn in turns:
+            if turn.role not in ("system", "user", "assistant"):
+                raise SampleError(f"the chat has a turn of {turn.role!r:.40}: it must be system, user or assistant")
             if not self.is_multimodal and any(not isinstance(part, str) for part in turn.content):
                 raise SampleError("the chat holds a picture or clip, but this model reads text only: use one that sees")
-            for part in turn.content:
-                found = isinstance(part, str) and next((t for t in self._specials if t in part), None)
-                if found:
-                    raise SampleError(f"the {turn.role} text contains the model's control token {found!r}: remove it")
+        self._limit.refuse(part for turn in turns for part in turn.content if isinstance(part, str))
+        self._control.refuse(turns)
 
-    def _row(self, turn: Message, frames: bool) -> Row:
-        parts = [row for part in turn.content for row in _rows_of(part, frames)]
-        if self._takes_parts:
-            return {"role": turn.role, "content": parts}
-        marks = {kind: f"{getattr(self.processor, f'{kind}_token', '')}\n" for kind in ("image", "video")}
-        return {
-            "role": turn.role,
-            "content": "".join(row["text"] if "text" in row else marks[row["type"]] for row in parts),
-        }
+    def _expansions(self, media: Sequence[Media]) -> list[tuple[str, str]] | None:
+        """What the processor writes for media, as (placeholder, text in its place)."""
+        return self._media.expansions(self._apply([Message("user", tuple(media))]), media)
 
-    def _apply(self, turns: Sequence[Message], *, continuing: bool = False, frames: bool | None = None) -> str:
-        """The template's text. `frames`: whether clips are written frame by frame; None where the model decides."""
-        if frames is None:
-            media = [part for turn in turns for part in turn.content if not isinstance(part, str)]
-            frames = self.is_multimodal and self._media.frame_by_frame(media) if media else False
-        rows = [self._row(turn, frames) for turn in turns]
-        starts = bool(rows) and rows[-1]["role"] != "assistant"
-        try:
-            text: str = self.processor.apply_chat_template(
-                rows,
-                tokenize=False,
-                add_generation_prompt=starts,
-                continue_final_message=continuing,
-                **self._template_kwargs,
-            )
-        except (TemplateError, ValueError, IndexError) as error:
-            raise SampleError(f"the model's chat template refuses this chat: {str(error).splitlines()[0]}") from error
-        return text
-
-    def _find_content_form(self) -> bool:
-        """Whether the template reads `content` as a list of parts; found by trying, list first where media are."""
-        for takes_parts in (True, False) if self.is_multimodal else (False, True):
-            self._takes_parts = takes_parts
-            try:
-                text = self._apply((Message("user", (_PROBE,)),), continuing=False)
-            except (SampleError, TypeError):
-                continue
-            if _PROBE in text and "'type'" not in text and '"type"' not in text:
-                return takes_parts
-        raise ModelError("the model's chat template reads `content` neither as text nor as a list of parts")
-
-    def _find_turn_form(self) -> tuple[str, str]:
-        user = Message("user", ("x",))
-        prompt = self._apply((user,), continuing=False)
-        whole = self._apply((user, Message("assistant", (_PROBE,))), continuing=False)
-        added = whole[len(prompt) :] if whole.startswith(prompt) else whole[whole.index(_PROBE) :]
-        start = added.find(_PROBE)
-        before, behind = added[:start], added[start + len(_PROBE) :].lstrip()
-        lead = before if before and not before.strip() else ""
-        written = next((token for token in self._specials if behind.startswith(token)), None)
-        if written is None:
-            # Added tokens need not be registered as special (some fine-tunes leave them plain).
-            added_tokens = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
-            written = next((token for token in added_tokens if behind.startswith(token)), None)
-        end = written or self.tokenizer.eos_token
-        if not end:
-            raise ModelError("the model's chat template ends no turn and its tokenizer has no EOS token")
-        return end, lead
+    def _grown(self, media: Sequence[Media]) -> int:
+        """By how many tokens a prompt grows when its media are expanded."""
+        shown = self._apply([Message("user", tuple(media))])
+        return int(self.encode([shown], [media])["input_ids"].shape[1]) - len(self.token_ids(shown))
 
 
-def _rows_of(part: Part, frames: bool) -> list[Row]:
-    """A part of a turn as templates read it; with `frames`, a clip is as many pictures as it has frames."""
-    if isinstance(part, str):
-        return [{"type": "text", "text": part}]
-    if isinstance(part, Clip):
-        return [{"type": "image"} for _ in part.images] if frames else [{"type": "video"}]
-    return [{"type": "image"}]
+def _without_empty_answer(chat: Chat) -> tuple[Message, ...]:
+    turns = chat.messages
+    return turns[:-1] if turns and turns[-1].role == "assistant" and not turns[-1].text else turns
 
 
-def _shape(part: Media) -> tuple[Any, ...]:
-    """What the number of tokens of a medium depends on."""
-    if isinstance(part, Clip):
-        return part.images[0].size, part.times, metadata(part)["duration"]
-    return (part.image.size,)
+def _begun(turns: Sequence[Message]) -> str:
+    """How the answer was begun that is to be gone on with; empty where a fresh one is asked for."""
+    return turns[-1].text if turns and turns[-1].role == "assistant" else ""
+
+
+def _shape(turns: Sequence[Message]) -> Hashable:
+    """What a template can tell of turns without reading them; a clip may be as many pictures as it has frames."""
+    return tuple(
+        (
+            turn.role,
+            *(
+                _word(part) if isinstance(part, str) else len(part.images) if isinstance(part, Clip) else None
+                for part in turn.content
+            ),
+        )
+        for turn in turns
+    )
+
+
+def _bare(turns: Sequence[Message]) -> list[Message]:
+    """The same turns with a harmless word for every text."""
+    return [
+        Message(turn.role, tuple(_word(part) if isinstance(part, str) else part for part in turn.content))
+        for turn in turns
+    ]
+
+
+def _word(text: str) -> str:
+    """A harmless text; templates may leave out what is empty or white space."""
+    return "x" if text.strip() else text and " "

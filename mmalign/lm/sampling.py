@@ -4,10 +4,8 @@ Random choices come from Gumbel noise (argmax of log-probabilities plus Gumbel n
 et al. 2014, arXiv 1411.0030) that is a hash of (seed, step, token), computed for the whole batch at once. So the noise
 of a request depends on nothing but its own seed, whatever the device, the batch or the order.
 
-What remains: logits themselves differ in the last bits between batch shapes (about 1e-6 in float32). Where the two best
-noisy scores are nearer than that, batch-mates could change a token: about one token in a million in float32; in
-bfloat16 the difference is some 1e-2 and such changes are common. Rounding scores to a grid would not help, as it only
-moves the near-ties to the edges of the grid.
+Logits themselves differ in the last bits between batch shapes. Where that could change a token, it is drawn from exact
+logits if there is a `Referee` (`stable`); without one, in bfloat16, such changes are common.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmalign.lm.stable import SLACK, Referee, is_settled, largest
 from mmalign.types import Sampling
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the step of SplitMix64 (Steele et al. 2014), as a signed number
@@ -29,8 +28,8 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _CHECK_EVERY = 16
 
 
-def gumbel(keys: Tensor, step: int, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise, float32 (batch, vocab), as a pure function of each row's key, the step and the token.
+def gumbel(keys: Tensor, step: int, vocab_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard Gumbel noise (batch, vocab) as a pure function of each row's key, the step and the token.
 
     `keys` are int64 (batch,). Uniform numbers are 40-bit, so that the upper tail is fine-grained.
     """
@@ -39,7 +38,7 @@ def gumbel(keys: Tensor, step: int, vocab_size: int) -> Tensor:
     tokens = torch.arange(1, vocab_size + 1, device=keys.device, dtype=torch.int64) * _GOLDEN
     bits = _mix(rows[:, None] + tokens[None, :])
     uniform = (((bits >> 24) & 0xFFFFFFFFFF).float() + 0.5) * 2.0**-40
-    return -torch.log(-torch.log1p(-uniform.clamp_(max=1 - 2.0**-24)))
+    return -torch.log(-torch.log1p(-uniform.clamp_(max=1 - 2.0**-24).to(dtype)))
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -61,10 +60,22 @@ class RowwiseSampling:
         seeds: 63-bit numbers, one per row.
         prompts: int64 (batch, time), padded prompt tokens.
         countable: bool (batch, time), which of them the repetition penalty counts.
+        referee: asked for exact logits where those given leave a token open.
+        slack: how far logits may be from exact ones, as a share of the row's largest.
     """
 
-    def __init__(self, samplings: Sequence[Sampling], seeds: Sequence[int], prompts: Tensor, countable: Tensor) -> None:
+    def __init__(
+        self,
+        samplings: Sequence[Sampling],
+        seeds: Sequence[int],
+        prompts: Tensor,
+        countable: Tensor,
+        referee: Referee | None = None,
+        slack: float = SLACK,
+    ) -> None:
         device = prompts.device
+        self._samplings, self._seeds = samplings, seeds
+        self._referee, self._slack = referee, slack
         self._prompt_length = prompts.shape[1]
         drawn = [i for i, s in enumerate(samplings) if s.temperature > 0]
         chosen = [samplings[i] for i in drawn]
@@ -81,21 +92,57 @@ class RowwiseSampling:
         self._seen: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logits = scores
         if self._has_penalty:
             scores = self._penalise(input_ids, scores)
-        if not len(self._keys):
-            return scores
-        rows = scores if self._all_drawn else scores[self._drawn]
-        rows = self._keep_top(rows / self._temperatures)
-        rows = rows + gumbel(self._keys, input_ids.shape[1] - self._prompt_length, scores.shape[1])
-        return rows if self._all_drawn else scores.index_copy(0, self._drawn, rows)
+        noise: Tensor | None = None
+        drawn = scores
+        if len(self._keys):
+            rows = (scores if self._all_drawn else scores[self._drawn]) / self._temperatures
+            step = input_ids.shape[1] - self._prompt_length
+            noise = gumbel(self._keys, step, scores.shape[1], scores.dtype)
+            kept = self._keep_top(rows) + noise
+            drawn = kept if self._all_drawn else scores.index_copy(0, self._drawn, kept)
+        if self._referee is None:
+            return drawn
+        open_rows = self._open(logits, scores, noise)
+        return self._judged(open_rows, input_ids, logits, drawn) if open_rows else drawn
+
+    def _open(self, logits: Tensor, scores: Tensor, noise: Tensor | None) -> list[int]:
+        """Rows whose token could be another one for logits that differ in the last bits."""
+        slack = largest(logits) * self._slack * self._penalties.clamp(min=1 / self._penalties)
+        settled = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+        if not self._all_drawn:
+            settled = is_settled(scores, 0.0, slack, [0], None)
+        if noise is not None:
+            rows = (scores if self._all_drawn else scores[self._drawn]) / self._temperatures
+            slack = (slack if self._all_drawn else slack[self._drawn]) / self._temperatures
+            top_p = self._top_p if self._has_top_p else None
+            settled[self._drawn] = is_settled(rows, noise, slack, self._top_k, top_p)
+        return (~settled).nonzero()[:, 0].tolist()
+
+    def _judged(self, open_rows: Sequence[int], input_ids: Tensor, logits: Tensor, drawn: Tensor) -> Tensor:
+        """The same with the draws of some rows made from exact logits."""
+        assert self._referee is not None
+        drawn = drawn.clone()
+        for row in open_rows:
+            own = slice(row, row + 1)
+            exact = self._referee(row, input_ids[row, self._prompt_length :].tolist(), logits[row])
+            if exact is not None:
+                alone = RowwiseSampling(
+                    self._samplings[own], self._seeds[own], self._prompts[own], self._countable[own]
+                )
+                token = alone(input_ids[own], exact[None].to(drawn.device)).argmax()
+                drawn[row] = -torch.inf
+                drawn[row, token] = 0
+        return drawn
 
     def _penalise(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self._seen is None:
             counts = torch.zeros_like(scores, dtype=torch.int32)
             counts.scatter_add_(1, self._prompts, self._countable.to(torch.int32))
-            self._seen = counts > 0
-        if input_ids.shape[1] > self._prompt_length:
+            self._seen = (counts > 0).scatter_(1, input_ids[:, self._prompt_length :], True)
+        elif input_ids.shape[1] > self._prompt_length:
             self._seen.scatter_(1, input_ids[:, -1:], True)
         penalised = torch.where(scores < 0, scores * self._penalties, scores / self._penalties)
         return torch.where(self._seen, penalised, scores)

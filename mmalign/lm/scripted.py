@@ -21,6 +21,9 @@ from mmalign.types import Chat, Choice, Completion, Sampling, TokenLogps
 AnswerTable = Mapping[str, str | Sequence[str]]
 AnswerFunction = Callable[[Chat, Sampling, int], str]
 
+#: Chats hold opened media; a model that is asked a million times must not keep them all.
+MAX_ASKED = 100
+
 
 class ScriptedLM:
     """An LM without a model.
@@ -36,7 +39,7 @@ class ScriptedLM:
 
     Attributes:
         calls: how often each verb was called, failures included.
-        asked: every (verb, chat) in order.
+        asked: the first `MAX_ASKED` (verb, chat) in order.
     """
 
     def __init__(
@@ -92,7 +95,8 @@ class ScriptedLM:
         if self._closed:
             raise ModelError(f"model {self.name!r} is closed")
         self.calls[verb] += 1
-        self.asked.append((verb, chat))
+        if len(self.asked) < MAX_ASKED:
+            self.asked.append((verb, chat))
         await asyncio.sleep(0)  # a real model lets others run, too
         failure = self._fail(verb, chat) if self._fail is not None else None
         if failure is not None:

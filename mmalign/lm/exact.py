@@ -1,0 +1,135 @@
+"""A model's forward in float64, whatever number type its own code asks for.
+
+In float32 the last bits of a logit hang on the shape of the batch and on the number of threads. In float64 they do,
+too, but a hundred million times less, so that what is computed here stands for the exact value.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmalign.errors import MMAlignError
+from mmalign.lm.prefix import REFUSALS
+from mmalign.lm.stable import largest
+
+log = logging.getLogger("mmalign.lm")
+T = TypeVar("T")
+
+#: Float32 has not been seen to be off by a tenth of this.
+_TOO_NOISY = 1e-4
+
+
+class _Calls(TorchFunctionMode):
+    """Gives every call into torch float64 in place of float32, weights included."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return func(*map(_widened, args), **{name: _widened(value) for name, value in (kwargs or {}).items()})
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch tells mypy nothing of it
+    """The same for what such a call does inside, and for its wish for a result in float32."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return _widened(func(*map(_widened, args), **{name: _widened(value) for name, value in (kwargs or {}).items()}))
+
+
+def _widened(value: Any) -> Any:
+    """An argument or a result, alone or in a list."""
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype is torch.float32 else value
+    if type(value) in (list, tuple):
+        return type(value)(map(_widened, value))
+    return torch.float64 if value is torch.float32 else value
+
+
+@contextmanager
+def in_double(model: Any) -> Iterator[None]:
+    """Inside, what torch would compute in float32 is computed in float64. `model` remembers nothing of it.
+
+    A copy of the model in float64 would not do: norms, softmax and positions turn to float32 on their own. Weights are
+    widened when they are used, so no second model is kept in memory. Call it inside `torch.inference_mode`. Some models
+    note positions during a forward that the next step of an answer needs (Qwen-VL), and such a step may be under way.
+    """
+    places = [place for module in model.modules() for place in (vars(module), module._buffers)]
+    before = [dict(place) for place in places]
+    try:
+        with _Calls(), _Operations():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        for place, known in zip(places, before, strict=True):
+            # Only tensors: at its first forward a model also notes that it is prepared for forwards.
+            changed = [name for name, value in place.items() if isinstance(value, Tensor) and name in known]
+            place.update({name: known[name] for name in changed if place[name] is not known[name]})
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a forward failed for want of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+class Exact:
+    """What a float32 model's forwards give in float64, for decisions that hang on the last bits.
+
+    Where that fails (on a device or with a kernel that has no float64), it is said once and there is nothing exact.
+
+    Attributes:
+        noise: Largest error seen in logits of a batch, as a share of the row's largest logit.
+    """
+
+    def __init__(self, name: str, model: Any) -> None:
+        self._name, self._model = name, model
+        self.noise = 0.0
+        self._has_failed = self._has_warned = False
+
+    def __call__(self, forward: Callable[[], T]) -> T | None:
+        """What `forward` gives in float64, None where the model cannot."""
+        try:
+            with in_double(self._model):
+                return forward()
+        except MMAlignError:
+            raise
+        except REFUSALS as error:
+            if is_out_of_memory(error):
+                raise
+            if not self._has_failed:
+                self._has_failed = True
+                reason = str(error).strip().partition("\n")[0]
+                log.warning("model %s: fails in float64, so answers may depend on the batch: %s", self._name, reason)
+            return None
+
+    def compare(self, exact: Tensor, found: Tensor) -> None:
+        """Learn from exact logits (vocab,) and those found in a batch how far these are off."""
+        off = (exact - found.to(exact)).abs().nan_to_num(nan=0.0).max() / largest(exact)
+        self.noise = max(self.noise, float(off))
+        if self.noise > _TOO_NOISY and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "model %s: its float32 logits are off by %.2g of the largest, so writing is slow and may depend on the "
+                "batch (is TF32 on?)",
+                self._name,
+                self.noise,
+            )
+
+
+def grown(inputs: Mapping[str, Tensor], tokens: Sequence[int]) -> dict[str, Tensor]:
+    """The forward's arguments for one row without padding, longer by text tokens."""
+    found = dict(inputs)
+    for name, value in inputs.items():
+        if value.shape == inputs["input_ids"].shape:
+            more = {"input_ids": list(tokens), "attention_mask": [1] * len(tokens)}.get(name, [0] * len(tokens))
+            found[name] = torch.cat([value, torch.tensor([more], dtype=value.dtype, device=value.device)], dim=1)
+    return found

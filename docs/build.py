@@ -166,6 +166,32 @@ def _ratio(ratio: dict[str, float]) -> str:
     return f"{ratio['clock']:.2f} ({ratio['processor']:.2f}; {ratio['bound']:.2f})"
 
 
+def engine_table() -> str:
+    """What a million samples cost, and what the engine adds to a model's time."""
+    found = json.loads((ROOT / "docs" / "results" / "engine.json").read_text(encoding="utf-8"))
+    rate, million, overhead = found["rate"], found["million"], found["overhead"]
+    first, tenths = million["first"], million["first"]["tenths_mib"]
+    rows = {
+        "samples a second, with a model that answers at once": f"{rate['per_s']:,}",
+        "processor time of a sample": f"{rate['processor_us']:.0f} microseconds",
+        "the same in percent of the embedded model's two answers about a picture": f"{overhead['share']:.2%}",
+        "a run with the embedded model, against asking it by hand (processor time)": f"{overhead['ratio']:.3f}",
+        f"memory in the first and the last tenth of {first['samples']:,} samples": (
+            f"{tenths[0]:.0f} and {tenths[-1]:.0f} MiB"
+        ),
+        "from the command to the first sample: new run": f"{first['first_s']:.1f} s",
+        f"the same when {million['resume']['resumed']:,} of {million['samples']:,} are done": (
+            f"{million['resume']['first_s']:.1f} s"
+        ),
+        f"the same when one row of {million['samples']:,} was changed": f"{million['changed']['first_s']:.1f} s",
+        "a finished run, started again, to its end": f"{million['again']['whole_s']:.1f} s",
+    }
+    lines = ["`python -m benchmarks.engine`, scripted model, two answers and one pair a sample.", ""]
+    return "\n".join(
+        [*lines, "| what | measured |", "|---|---|", *(f"| {what} | {cell} |" for what, cell in rows.items())]
+    )
+
+
 def built(text: str) -> str:
     """The page `text` with its made parts fresh."""
 
@@ -181,6 +207,7 @@ def built(text: str) -> str:
         "families": family_table,
         "objectives": objective_list,
         "speed: docs/results/train_step.json": speed_table,
+        "engine: docs/results/engine.json": engine_table,
     }
     for marker, body in parts.items():
         if f"<!-- {marker} -->" in text:
@@ -191,7 +218,7 @@ def built(text: str) -> str:
 def main() -> None:
     pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
     docs = ROOT / "docs"
-    for page in (ROOT / "README.md", docs / "objectives.md", docs / "training.md", *pages):
+    for page in (ROOT / "README.md", docs / "objectives.md", docs / "training.md", docs / "engine.md", *pages):
         text = page.read_text(encoding="utf-8")
         page.write_text(built(text), encoding="utf-8")
 

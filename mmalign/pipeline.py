@@ -6,17 +6,24 @@ import asyncio
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmalign.atomic import explained, replacing, write_json, writing_bytes
 from mmalign.engine import RunDir, Summary, generate_async, progress_on
-from mmalign.engine.rundir import RECIPE_NAME, differences, write_json
+from mmalign.engine.crew import Crew
+from mmalign.engine.models import open_on_machine, open_on_node, wants_gpu
+from mmalign.engine.processes import Processes
+from mmalign.engine.rays import RayCluster
+from mmalign.engine.remote import RemoteCrew
+from mmalign.engine.rundir import RECIPE_NAME, differences
 from mmalign.errors import RecipeError, StoreError
 from mmalign.evaluate.controls import random_signs
 from mmalign.evaluate.table import Evaluation, Items, evaluation_items, is_measured, measure_model, measure_texts
 from mmalign.lm.load import load_model
-from mmalign.lm.local import LocalLM
+from mmalign.lm.opening import open_lm
 from mmalign.lm.spec import ModelSpec
 from mmalign.media.frames import FrameChoice
 from mmalign.media.image import PictureLimits, file_sha256
@@ -26,7 +33,7 @@ from mmalign.objectives import SFT, Objective
 from mmalign.pairs import PairRow, read_pairs, write_pairs
 from mmalign.recipe.schema import FREE_KEYS, Recipe
 from mmalign.recorded import with_sha256
-from mmalign.samples import data_folder, list_clips, list_pictures, read_samples
+from mmalign.samples import data_folder, read_samples
 from mmalign.tiny import draw_scene, scenes
 from mmalign.tiny.clips import clips
 from mmalign.tiny.film import write_film
@@ -98,7 +105,7 @@ def limits_of(recipe: Recipe) -> MediaLimits:
     """What the recipe lets media be, and which frames of its videos it takes."""
     data = recipe.data
     return MediaLimits(
-        picture=PictureLimits(max_pixels=data.max_pixels, max_side=data.max_side),
+        picture=PictureLimits(max_pixels=data.max_pixels, max_side=data.max_side, decode_seconds=data.decode_seconds),
         clip=ClipLimits(
             max_pixels=data.max_pixels,
             max_side=data.max_frame_side,
@@ -116,7 +123,6 @@ def source_of(recipe: Recipe) -> Source:
     Raises RecipeError when the recipe names no source.
     """
     data = recipe.data
-    total: int | None = None
     root = root_of(recipe)
     if data.scenes:
         total = data.scenes
@@ -125,12 +131,11 @@ def source_of(recipe: Recipe) -> Source:
         total = data.clips
         rows = _film(root, data.clips, recipe.seed, data.num_frames)
     else:
-        path = _path_of(recipe)
-        rows = read_samples(path, kind="video" if data.videos else "image")
-        total = len((list_clips if data.videos else list_pictures)(path).files) if path.is_dir() else None
+        samples = read_samples(_path_of(recipe), data.limit, kind="video" if data.videos else "image")
+        return Source(samples, root, samples.total)
     if data.limit is not None:
         rows = islice(rows, data.limit)
-        total = data.limit if total is None else min(total, data.limit)
+        total = min(total, data.limit)
     return Source(rows, root, total)
 
 
@@ -152,24 +157,24 @@ def _path_of(recipe: Recipe) -> Path:
 
 
 def _draw(root: Path, num: int, seed: int) -> Iterator[SampleRow]:
-    root.mkdir(parents=True, exist_ok=True)
+    with explained(root):
+        root.mkdir(parents=True, exist_ok=True)
     for index, scene in enumerate(scenes(num, seed=seed, split="pairs")):
         path = root / f"scene-{index:05d}.png"
         if not path.exists():
-            partial = path.with_suffix(".partial")
-            draw_scene(scene).save(partial, format="PNG")
-            partial.replace(path)
+            with writing_bytes(path) as stream:
+                draw_scene(scene).save(stream, format="PNG")
         yield SampleRow(path.name, (MediaRef(path.name),))
 
 
 def _film(root: Path, num: int, seed: int, num_frames: int) -> Iterator[SampleRow]:
-    root.mkdir(parents=True, exist_ok=True)
+    with explained(root):
+        root.mkdir(parents=True, exist_ok=True)
     for index, drawn in enumerate(clips(num, seed=seed, split="pairs")):
         path = root / f"clip-{index:05d}.mkv"
         if not path.exists():
-            partial = path.with_suffix(".partial")
-            write_film(drawn, num_frames, partial)
-            partial.replace(path)
+            with replacing(path) as partial:
+                write_film(drawn, num_frames, partial)
         yield SampleRow(path.name, (MediaRef(path.name, "video"),))
 
 
@@ -178,10 +183,11 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
     if recipe.data.pairs is not None:
         return take_pairs(recipe.data.pairs, recipe.data.limit, root_of(recipe), run)
     source = source_of(recipe)
-    loaded = load_model(recipe.model)
+    crew = crew_of(recipe)
+    lm = crew or open_lm(recipe.model, batch_size=recipe.generate.batch_size, server=recipe.server)
 
     async def work() -> Summary:
-        async with LocalLM(loaded, max_batch_size=recipe.generate.batch_size) as lm:
+        try:
             return await generate_async(
                 recipe.method,
                 source.rows,
@@ -196,8 +202,29 @@ def make_pairs(recipe: Recipe, run: RunDir) -> Summary:
                 progress=progress_on(),
                 total=source.total,
             )
+        finally:
+            if not isinstance(lm, Crew):
+                await lm.close()
 
     return asyncio.run(work())
+
+
+def crew_of(recipe: Recipe) -> Crew | None:
+    """The workers of a recipe that has more than this process."""
+    generate, model, server = recipe.generate, recipe.model, recipe.server
+    if recipe.engine == "ray":
+        cluster = RayCluster(
+            generate.ray_address,
+            cpus=generate.cpus_per_worker or 1.0,
+            gpus=generate.gpus_per_worker,
+            wants_gpu=wants_gpu(model, server),
+        )
+        opener = partial(open_on_node, model=model, batch_size=generate.batch_size, server=server)
+        return RemoteCrew(cluster, opener, generate.workers)
+    if generate.workers == 1:
+        return None
+    opener = partial(open_on_machine, model=model, batch_size=generate.batch_size, server=server)
+    return RemoteCrew(Processes(generate.cpus_per_worker), opener, generate.workers)
 
 
 def take_pairs(path: Path, limit: int | None, root: Path, run: RunDir) -> Summary:
@@ -220,7 +247,8 @@ def train(recipe: Recipe, run: RunDir, launch: Launch = ALONE) -> ModelSpec:
     rows = read_pairs(run.pairs_path())
 
     def record() -> None:
-        (run.path / MADE_WITH).parent.mkdir(exist_ok=True)
+        with explained(run.path / MADE_WITH):
+            (run.path / MADE_WITH).parent.mkdir(exist_ok=True)
         write_json(run.path / MADE_WITH, _training_settings(recipe, run))
 
     launch.by_first(record)

@@ -39,14 +39,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def version_of(package: str) -> str | None:
+    """The version of an installed package, None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in PACKAGES if (version := version_of(name)) is not None}
 
 
 def _git() -> dict[str, Any] | None:

@@ -6,10 +6,14 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-from mmalign.engine.journal import Entry, Journal, Phase, Status
+import numpy as np
+
+from mmalign.chunked import Chunk, chunks_of, digest_of
+from mmalign.engine.environment import version_of
+from mmalign.engine.journal import STATUSES, Journal, Phase, Status
+from mmalign.engine.known import Flags, Known, Numbers, Wants, keys_of
 from mmalign.engine.work import fingerprint, storable
 from mmalign.errors import DataError
 from mmalign.types import SampleRow
@@ -17,8 +21,8 @@ from mmalign.types import SampleRow
 #: Runs a function in the thread that owns the journal.
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
-#: Rows looked up at once. They are small; media are opened only when a worker takes one.
-CHUNK = 256
+QUARANTINED = STATUSES.index("quarantined")
+DONE = STATUSES.index("done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class Job:
 class Feed:
     """The samples of one pass that have no outcome yet.
 
+    Chunks of data that were read by an earlier start are not read again where all their samples are done. Memory does
+    not grow with the number of rows; outcomes of earlier starts take 25 bytes each, and as much again to load.
+
     Args:
         rows: The samples; read lazily and once.
         journal: Where outcomes are looked up.
@@ -40,6 +47,9 @@ class Feed:
         retry_until: Quarantined outcomes up to this number are made again.
         surveyed: The second pass of a two-pass method: only samples with a survey row are handed out.
         found: Told the status of each sample that was done before.
+
+    Attributes:
+        wants: Which outcomes belong to one of the samples.
     """
 
     def __init__(
@@ -53,7 +63,8 @@ class Feed:
         surveyed: bool,
         found: Callable[[Status], None],
     ) -> None:
-        self._rows = iter(rows)
+        self.wants = Wants(journal.last_seq)
+        self._chunks = chunks_of(rows)
         self._journal = journal
         self._phase: Phase = phase
         self._in_thread = in_thread
@@ -63,10 +74,9 @@ class Feed:
         self._jobs: deque[Job] = deque()
         self._refilling = asyncio.Lock()
         self._ended = False
-        self._num_read = 0
-        # One bit per outcome of earlier starts: 125 kB for a million, where a set of ids would take 100 MB.
-        self._old = journal.last_seq
-        self._wanted = bytearray(self._old // 8 + 1)
+        self._version = (version_of("mmalign") or "").encode()
+        self._known: Known | None = None
+        self._surveys: Known | None = None
         self._open: set[str] = set()
 
     async def next(self) -> Job | None:
@@ -81,49 +91,94 @@ class Feed:
         """The outcomes of these samples are in the journal."""
         self._open.difference_update(ids)
 
-    def wants(self, seq: int) -> bool:
-        """Whether an outcome belongs to one of the samples; the journal may hold samples that left the data."""
-        return seq > self._old or bool(self._wanted[seq >> 3] & 1 << (seq & 7))
-
     async def _refill(self) -> None:
-        rows = await self._in_thread(lambda: list(islice(self._rows, CHUNK)))
-        self._ended = not rows
-        # Before the look-up: an outcome that is written meanwhile is either still open here or found there.
-        for row in rows:
-            self._num_read += 1
-            key = storable(row.id)
-            if key in self._open:
-                raise self._twice(key)
-            self._open.add(key)
-        keys = [storable(row.id) for row in rows]
-        entries, surveys = await self._in_thread(lambda: self._look_up(keys))
-        for key, row in zip(keys, rows, strict=True):
-            entry = entries.get(key)
-            if entry is not None and self.wants(entry.seq):
-                raise self._twice(key)
-            if self._surveyed and key not in surveys:
-                self._open.discard(key)
-            elif entry is not None and self._is_valid(entry, row):
-                self._wanted[entry.seq >> 3] |= 1 << (entry.seq & 7)
-                self._open.discard(key)
-                self._found(entry.status)
-            else:
-                self._jobs.append(Job(row, surveys.get(key)))
+        read: tuple[list[Job], list[int]] | None = await self._in_thread(self._read)
+        if read is None:
+            self._ended = True
+            return
+        jobs, done = read
+        self._jobs.extend(jobs)
+        for status, num in zip(STATUSES, done, strict=True):
+            for _ in range(num):
+                self._found(status)
 
-    def _look_up(self, keys: list[str]) -> tuple[dict[str, Entry], dict[str, Any]]:
-        entries = self._journal.find(self._phase, keys)
-        if not self._surveyed:
-            return entries, {}
-        surveyed = {key: entry.seq for key, entry in self._journal.find("survey", keys).items()}
-        made = self._journal.made(surveyed.values())
-        return entries, {key: made[seq] for key, seq in surveyed.items() if seq in made}
+    def _read(self) -> tuple[list[Job], list[int]] | None:
+        """The samples to do of the next chunk, and how many of the others there are of each status."""
+        if self._known is None:  # before this pass wrote anything: nothing has been handed out yet
+            self._known = self._journal.known(self._phase)
+            self._surveys = self._journal.known("survey") if self._surveyed else None
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            return None
+        rows, keys, prints = self._samples(chunk, self._known)
+        places = self._known.places(keys)
+        self._refuse_marked(chunk, keys, places, self._known)
+        done = places >= 0
+        done[done] = self._is_valid(self._known, places[done], prints[done])
+        wanted = np.ones(len(keys), np.bool_)
+        surveys = None
+        if self._surveys is not None:
+            surveys = self._surveys.places(keys)
+            wanted = (surveys >= 0) & (self._surveys.statuses[surveys] == DONE) if len(self._surveys.keys) else ~wanted
+        done &= wanted
+        self.wants.mark(self._known.seqs[places[done]])
+        counts = np.bincount(self._known.statuses[places[done]], minlength=len(STATUSES)).tolist()
+        to_do = np.flatnonzero(wanted & ~done)
+        if not len(to_do):
+            return [], counts
+        rows = rows or _rows_of(chunk)
+        self._open_all(chunk, [storable(rows[index].id) for index in to_do])
+        if self._surveys is None or surveys is None:
+            return [Job(rows[index]) for index in to_do], counts
+        seqs = self._surveys.seqs[surveys[to_do]].tolist()
+        made = self._journal.made(seqs)
+        return [Job(rows[index], made[seq]) for index, seq in zip(to_do, seqs, strict=True)], counts
 
-    def _is_valid(self, entry: Entry, row: SampleRow) -> bool:
-        if entry.status == "quarantined" and entry.seq <= self._retry_until:
-            return False
-        return entry.fingerprint == fingerprint(row)
+    def _samples(self, chunk: Chunk, known: Known) -> tuple[list[SampleRow], Numbers, Numbers]:
+        """Keys and fingerprints of a chunk's samples, and its rows, which are empty where the chunk was seen before."""
+        # What rows are made of a chunk may change with the version.
+        digest = None if chunk.digest is None else digest_of(chunk.digest, self._version)
+        if digest is not None and (seen := self._journal.seen(digest)) is not None:
+            return [], *seen
+        rows = _rows_of(chunk)
+        keys = keys_of(storable(row.id) for row in rows)
+        if digest is not None:
+            prints = np.fromiter(map(fingerprint, rows), np.int64)
+            self._journal.see(digest, keys, prints)
+            return rows, keys, prints
+        # Those of new samples are not looked at.
+        pairs = zip(rows, known.places(keys) >= 0, strict=True)
+        return rows, keys, np.fromiter((fingerprint(row) if is_known else 0 for row, is_known in pairs), np.int64)
 
-    def _twice(self, key: str) -> DataError:
-        return DataError(
-            f"data: the sample id {key!r} occurs twice (again by row {self._num_read}); give each row its own id"
-        )
+    def _is_valid(self, known: Known, places: Numbers, prints: Numbers) -> Flags:
+        retried = (known.statuses[places] == QUARANTINED) & (known.seqs[places] <= self._retry_until)
+        valid: Flags = (known.prints[places] == prints) & ~retried
+        return valid
+
+    def _refuse_marked(self, chunk: Chunk, keys: Numbers, places: Numbers, known: Known) -> None:
+        """Raises DataError where an id is in the chunk twice, or in it and in an earlier one whose sample was done."""
+        twice = np.ones(len(keys), np.bool_)
+        twice[np.unique(keys, return_index=True)[1]] = False
+        is_known = places >= 0
+        twice[is_known] |= self.wants.among(known.seqs[places[is_known]])
+        if twice.any():
+            raise _twice(list(chunk.rows())[int(twice.argmax())])
+
+    def _open_all(self, chunk: Chunk, ids: list[str]) -> None:
+        """Note samples that are handed out. Raises DataError where one has been before."""
+        # The thread that writes the journal runs this: what was handed out is either open still or found there.
+        again = self._open.intersection(ids) | self._journal.written_since(self._phase, ids, self.wants.last_seq)
+        if again:
+            raise _twice(next(pair for pair in chunk.rows() if storable(pair[1].id) in again))
+        self._open.update(ids)
+
+
+def _rows_of(chunk: Chunk) -> list[SampleRow]:
+    return [row for _, row in chunk.rows()]
+
+
+def _twice(numbered: tuple[int, SampleRow]) -> DataError:
+    number, row = numbered
+    return DataError(
+        f"data: the sample id {storable(row.id)!r} occurs twice (again by row {number}); give each row its own id"
+    )

@@ -5,8 +5,9 @@ a transaction that was cut off is rolled back when the file is next opened, on a
 fsync. The write-ahead log would need shared memory, which network file systems do not give, and leaves the data in two
 files; writing in batches makes the difference in speed small.
 
-Outcomes are small rows, so that a million of them are looked up in seconds; what a method made (pairs, survey rows)
-lies in a second, append-only table.
+Outcomes are small rows, so that a million of them are read in a second (`known`); what a method made (pairs, survey
+rows) lies in a second, append-only table. A third one tells, for chunks of the data that were read before, which
+samples they hold, so that a next start need not read them again.
 """
 
 from __future__ import annotations
@@ -19,24 +20,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
+import numpy as np
+
+from mmalign.engine.known import Known, Numbers, key_of
 from mmalign.engine.rundir import differences
 from mmalign.errors import StoreError
 
 Phase = Literal["survey", "pairs"]
 Status = Literal["done", "empty", "quarantined"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
+_NOTES = "CREATE TABLE IF NOT EXISTS note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 _TABLES = """
-CREATE TABLE IF NOT EXISTS note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outcome (
-    phase TEXT NOT NULL, sample_id TEXT NOT NULL, status TEXT NOT NULL, seq INTEGER NOT NULL,
-    fingerprint TEXT NOT NULL, calls INTEGER NOT NULL, stage TEXT NOT NULL, path TEXT NOT NULL,
+    phase TEXT NOT NULL, sample_id TEXT NOT NULL, key INTEGER NOT NULL, status TEXT NOT NULL, seq INTEGER NOT NULL,
+    fingerprint INTEGER NOT NULL, calls INTEGER NOT NULL, stage TEXT NOT NULL, path TEXT NOT NULL,
     reason TEXT NOT NULL, discarded TEXT NOT NULL, PRIMARY KEY (phase, sample_id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS made (seq INTEGER PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, samples BLOB NOT NULL);
 """
-_FORMAT = "1"
+_FORMAT = "2"
+
+#: The note of what was written from the outcomes; it goes as soon as one changes.
+WRITTEN = "written"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +61,7 @@ class Outcome:
     phase: Phase
     sample_id: str
     status: Status
-    fingerprint: str
+    fingerprint: int
     calls: int = 0
     stage: str = ""
     path: str = ""
@@ -60,16 +69,6 @@ class Outcome:
     discarded: Mapping[str, int] = field(default_factory=dict)
     made: str = ""
     fault: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A journalled outcome, without what was made."""
-
-    sample_id: str
-    status: Status
-    seq: int
-    fingerprint: str
 
 
 class Journal:
@@ -99,11 +98,15 @@ class Journal:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.execute("PRAGMA synchronous = FULL")
-            with self._transaction():
-                for statement in _TABLES.split(";\n"):
-                    self._db.execute(statement)
+            self._db.execute(_NOTES)
         if (made_as := self.note("format")) not in (None, _FORMAT):
-            raise StoreError(f"{self.path}: journal of format {made_as}, this mmalign reads {_FORMAT}; update mmalign")
+            raise StoreError(
+                f"{self.path}: journal of format {made_as}, this mmalign reads {_FORMAT}; "
+                "go on with the version that environment.json names, or name another output"
+            )
+        with self._transaction():
+            for statement in _TABLES.split(";\n"):
+                self._db.execute(statement)
         recorded = self.note("maker")
         fresh = json.loads(json.dumps(dict(maker)))
         if recorded is None:
@@ -116,6 +119,7 @@ class Journal:
         with self._explained():
             (last,) = self._db.execute("SELECT max(seq) FROM outcome").fetchone()
         self._seq: int = last or 0
+        self._unseen: list[tuple[bytes, bytes]] = []
 
     @property
     def last_seq(self) -> int:
@@ -143,17 +147,21 @@ class Journal:
 
     def write(self, outcomes: Sequence[Outcome]) -> None:
         """Record outcomes, all or none; an outcome of the same phase and sample is replaced."""
-        if not outcomes:
+        if not outcomes and not self._unseen:
             return
         with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?)", self._unseen)
+            if outcomes:
+                self._db.execute("DELETE FROM note WHERE key = ?", (WRITTEN,))
             self._delete_made((outcome.phase, outcome.sample_id) for outcome in outcomes)
             numbered = list(enumerate(outcomes, self._seq + 1))
             self._db.executemany(
-                "INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
                         outcome.phase,
                         outcome.sample_id,
+                        key_of(outcome.sample_id),
                         outcome.status,
                         seq,
                         outcome.fingerprint,
@@ -170,6 +178,7 @@ class Journal:
                 "INSERT INTO made VALUES (?, ?)", ((seq, outcome.made) for seq, outcome in numbered if outcome.made)
             )
         self._seq += len(outcomes)
+        self._unseen.clear()
 
     def _delete_made(self, keys: Iterable[tuple[str, str]]) -> None:
         self._db.executemany(
@@ -179,49 +188,75 @@ class Journal:
     def clear(self, phase: Phase) -> None:
         """Forget every outcome of a phase."""
         with self._transaction():
+            self._db.execute("DELETE FROM note WHERE key = ?", (WRITTEN,))
             self._db.execute("DELETE FROM made WHERE seq IN (SELECT seq FROM outcome WHERE phase = ?)", (phase,))
             self._db.execute("DELETE FROM outcome WHERE phase = ?", (phase,))
 
-    def find(self, phase: Phase, ids: Collection[str]) -> dict[str, Entry]:
-        """The journalled outcomes among `ids` (at most some hundreds)."""
+    def known(self, phase: Phase) -> Known:
+        """All outcomes of a phase, by the keys of their samples."""
+        with self._explained():
+            rows = self._db.execute(
+                "SELECT key, fingerprint, seq, CASE status WHEN ? THEN 0 WHEN ? THEN 1 ELSE 2 END "
+                "FROM outcome WHERE phase = ?",
+                (*STATUSES[:2], phase),
+            )
+            return Known.of(iter(lambda: rows.fetchmany(10_000), []))
+
+    def seqs(self, phase: Phase) -> Numbers:
+        """The numbers of all outcomes of a phase, ascending."""
+        with self._explained():
+            rows = self._db.execute("SELECT seq FROM outcome WHERE phase = ?", (phase,))
+            return np.sort(np.fromiter((seq for (seq,) in rows), np.int64))
+
+    def seen(self, digest: bytes) -> tuple[Numbers, Numbers] | None:
+        """Keys and fingerprints of the samples of a chunk of data, where it was read before."""
+        with self._explained():
+            row = self._db.execute("SELECT samples FROM seen WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            return None
+        keys, prints = np.frombuffer(row[0], np.int64).reshape(2, -1)
+        return keys, prints
+
+    def see(self, digest: bytes, keys: Numbers, prints: Numbers) -> None:
+        """Remember the samples of a chunk; recorded with the next `write`."""
+        self._unseen.append((digest, keys.tobytes() + prints.tobytes()))
+
+    def written_since(self, phase: Phase, ids: Collection[str], seq: int) -> set[str]:
+        """Those of `ids` (at most some thousands) that have an outcome with a number greater than `seq`."""
+        if seq == self._seq:
+            return set()
         places = ",".join("?" * len(ids))
         with self._explained():
             rows = self._db.execute(
-                f"SELECT sample_id, status, seq, fingerprint FROM outcome WHERE phase = ? AND sample_id IN ({places})",
-                (phase, *ids),
+                f"SELECT sample_id FROM outcome WHERE phase = ? AND seq > ? AND sample_id IN ({places})",
+                (phase, seq, *ids),
             )
-            return {row[0]: Entry(*row) for row in rows}
+            return {sample_id for (sample_id,) in rows}
 
     def made(self, seqs: Collection[int]) -> dict[int, Any]:
-        """What was made under these numbers (at most some hundreds), parsed."""
+        """What was made under these numbers (at most some thousands), parsed."""
         places = ",".join("?" * len(seqs))
         with self._explained():
             rows = self._db.execute(f"SELECT seq, value FROM made WHERE seq IN ({places})", tuple(seqs))
             return {seq: json.loads(value) for seq, value in rows}
 
-    def outcomes(self, phase: Phase) -> Iterator[tuple[int, Outcome]]:
-        """Every outcome with its number, sorted by sample id, without what was made; one at a time."""
+    def outcomes(self, phase: Phase) -> Iterator[tuple[int, Status, int, str, str]]:
+        """Number, status, calls, reason and discarded pairs (JSON or "") of every outcome, sorted by sample id."""
+        with self._explained():
+            yield from self._db.execute(
+                "SELECT seq, status, calls, reason, discarded FROM outcome WHERE phase = ? ORDER BY sample_id", (phase,)
+            )
+
+    def quarantined(self, phase: Phase) -> Iterator[tuple[int, dict[str, str]]]:
+        """Number and id, path, stage and reason of every quarantined sample, sorted by sample id."""
         with self._explained():
             rows = self._db.execute(
-                "SELECT seq, phase, sample_id, status, fingerprint, calls, stage, path, reason, discarded "
-                "FROM outcome WHERE phase = ? ORDER BY sample_id",
+                "SELECT seq, sample_id, path, stage, reason FROM outcome "
+                "WHERE phase = ? AND status = 'quarantined' ORDER BY sample_id",
                 (phase,),
             )
-            for seq, name, sample_id, status, fingerprint, calls, stage, path, reason, discarded in rows:
-                yield (
-                    seq,
-                    Outcome(
-                        phase=name,
-                        sample_id=sample_id,
-                        status=status,
-                        fingerprint=fingerprint,
-                        calls=calls,
-                        stage=stage,
-                        path=path,
-                        reason=reason,
-                        discarded=json.loads(discarded) if discarded else {},
-                    ),
-                )
+            for seq, *values in rows:
+                yield seq, dict(zip(("id", "path", "stage", "reason"), values, strict=True))
 
     def all_made(self, phase: Phase) -> Iterator[tuple[int, Any]]:
         """What the samples of a phase made, with its number, sorted by sample id; one at a time."""

@@ -17,15 +17,28 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mmalign.engine.journal import Outcome, Phase, Status
-from mmalign.errors import MediaError, MMAlignError, ModelError, NoPair, RecipeError, SampleError, StoreError
+from mmalign.errors import (
+    MediaError,
+    MMAlignError,
+    ModelError,
+    NoPair,
+    RecipeError,
+    SampleError,
+    ServerError,
+    StoreError,
+    one_line,
+)
 from mmalign.lm.bound import SampleLM
 from mmalign.lm.protocol import LM
 from mmalign.methods import Method, SurveyMethod, refuse_media
 from mmalign.pairs import PairRow
 from mmalign.types import Pair, Row, Sample, SampleRow
+
+#: Characters of a prompt: more than models take, and what a tokenizer reads in about a second.
+MAX_TEXT: Final = 500_000
 
 #: A two-pass method is no `Method`: its `pairs` takes two more arguments.
 AnyMethod = Method | SurveyMethod
@@ -111,7 +124,7 @@ class Worker:
             found = _Found("empty", reason=_line(error))
         except SampleError as error:
             found = _Found("quarantined", stage=phase, reason=_line(error))
-        except (RecipeError, StoreError):
+        except (RecipeError, ServerError, StoreError):
             raise  # Not about this sample: nothing would be gained by going on.
         except Exception as error:
             found = self._fault(phase, error)
@@ -138,6 +151,8 @@ class Worker:
         for text in (row.id, row.prompt, row.system, *(ref.path for ref in row.media)):
             if storable(text) != text:
                 raise _UnusableError(f"{storable(text)!r} is not valid Unicode text; rename the file or mend the data")
+        if (length := max(len(row.prompt), len(row.system))) > MAX_TEXT:
+            raise _UnusableError(f"its prompt has {length} characters, over the limit of {MAX_TEXT}; shorten it")
         if not row.media:
             return row.opened(())
         return await asyncio.get_running_loop().run_in_executor(self.pool, self.open_sample, row)
@@ -180,12 +195,13 @@ def keyed_seed(*key: int | str) -> int:
 
 #: Made once: `json.dumps` with options builds an encoder for each call, and a million rows are resumed in seconds.
 _ENCODE = json.JSONEncoder(sort_keys=True, default=str).encode
+_ENCODE_MADE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-def fingerprint(row: SampleRow) -> str:
-    """A digest of all that a method can see of a row; a sample that changed in the data is made again."""
+def fingerprint(row: SampleRow) -> int:
+    """64 bits that hang on all that a method can see of a row; a sample that changed in the data is made again."""
     seen = [[ref.to_row() for ref in row.media], row.prompt, row.system, dict(row.meta)]
-    return hashlib.blake2b(_ENCODE(seen).encode(), digest_size=8).hexdigest()
+    return int.from_bytes(hashlib.blake2b(_ENCODE(seen).encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def storable(text: str) -> str:
@@ -216,14 +232,15 @@ def _check_numbers(pair: Pair) -> None:
 
 
 def _json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = _ENCODE_MADE(value)
     text.encode()  # Half a surrogate pair would fail later, in the journal, and stop the run.
     return text
 
 
 def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
+    line = one_line(lines[0])  # other people's errors quote other people's texts
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def explain(error: BaseException, method: object) -> str:

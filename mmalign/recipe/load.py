@@ -12,19 +12,22 @@ import difflib
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from mmalign.errors import RecipeError
-from mmalign.lm.spec import ModelSpec
+from mmalign.lm.spec import ModelSpec, ServerSpec
 from mmalign.methods import find_method
 from mmalign.recipe.schema import DataConfig, EvaluateConfig, GenerateConfig, Given, Recipe
+from mmalign.recipe.yamltext import read_yaml
 from mmalign.train.config import TrainConfig
 
 SECTIONS: Mapping[str, type] = {
     "model": ModelSpec,
+    "server": ServerSpec,
     "data": DataConfig,
     "generate": GenerateConfig,
     "train": TrainConfig,
@@ -60,7 +63,7 @@ def load_recipe(path: Path, flags: Sequence[str] = ()) -> Recipe:
     except LookupError as error:
         raise RecipeError(f"objective.name: {error.args[0]}") from None
     parser = recipe_parser(method, objective)
-    known = ["seed", "output"]
+    known = ["seed", "output", "engine"]
     for group, made in (("method", method), ("objective", objective)):
         known += [f"{group}.name", *_fields(made, f"{group}.")]
     known += in_sections
@@ -87,6 +90,8 @@ def recipe_parser(method: type, objective: type) -> ArgumentParser:
     parser = ArgumentParser(prog="mmalign run RECIPE", exit_on_error=False, add_help=True)
     parser.add_argument("--seed", type=int, default=0, help="Every random choice of the run follows from it.")
     parser.add_argument("--output", type=Path, default=Path("runs/latest"), help="The run directory.")
+    engine = "Where pairs are made: on this machine, or on a Ray cluster."
+    parser.add_argument("--engine", type=Literal["local", "ray"], default="local", help=engine)
     parser.add_argument(
         "--method.name", type=str, required=True, help="A method, file.py:Class or package.module:Class."
     )
@@ -99,18 +104,7 @@ def recipe_parser(method: type, objective: type) -> ArgumentParser:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(
-            f"{path}: no such recipe; recipes lie under recipes/, and `mmalign demo` needs none"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or 'see there'})") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys such as `method:`, this file holds {values!r:.60}")
     for name in (*SECTIONS, *_GROUPS):
@@ -166,7 +160,7 @@ def _keys(values: Mapping[str, Any], known: Sequence[str], prefix: str = "") -> 
 def _refuse_unknown(key: str, known: Sequence[str], where: str) -> None:
     if key in known:
         return
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.0)
     raise RecipeError(f"{where}: {key}: unknown key, did you mean {near[0]}?")
 
 
@@ -218,17 +212,22 @@ def _build(config: Namespace, method: type, objective: type) -> Recipe:
     data = [("data", key) for key in ("images", "videos", "samples", "pairs", "media_root")]
     for place, key in (*data, ("evaluate", "labels")):
         path = config[place][key]
-        config[place][key] = None if path is None else path.resolve()  # a run may be gone on with from elsewhere
+        try:
+            config[place][key] = None if path is None else path.resolve()  # a run may be gone on with from elsewhere
+        except ValueError as error:
+            raise RecipeError(f"{place}.{key}: {str(path)!r:.80} is no path ({error})") from None
     values = config.as_dict()
     resolved = yaml.safe_load(yaml.safe_dump(_plain(values)))
-    built: dict[str, Any] = {"seed": values["seed"], "output": values["output"], "resolved": resolved}
+    built: dict[str, Any] = {key: values[key] for key in ("seed", "output", "engine")} | {"resolved": resolved}
     for group, made in (("method", method), ("objective", objective)):
         parameters = {key: value for key, value in values[group].items() if key != "name"}
+        _refuse_nulls(made, parameters, group)
         try:
             built[group] = made(**parameters)
         except ValueError as error:
             raise RecipeError(f"{group}.{error}") from None
     for name, section in SECTIONS.items():
+        _refuse_nulls(section, values[name], name)
         try:
             built[name] = _section(section, config[name])
         except ValueError as error:
@@ -241,6 +240,18 @@ def _build(config: Namespace, method: type, objective: type) -> Recipe:
     if len(chosen) > 1:
         raise RecipeError(f"data: give one of {', '.join(chosen)}, not all of them")
     return recipe
+
+
+def _refuse_nulls(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """The parser takes null for a value of any type."""
+    types = get_type_hints(kind)
+    for key, value in values.items():
+        kinds = (types.get(key), *get_args(types.get(key)))
+        if value is None and key in types and not {Any, NoneType} & set(kinds):
+            raise RecipeError(f"{where}.{key}: got null; leave the key out for its default")
+        for inner in kinds if isinstance(value, Mapping) else ():
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                _refuse_nulls(inner, value, f"{where}.{key}")
 
 
 def _refuse_unmet(recipe: Recipe) -> None:

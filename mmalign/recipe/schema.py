@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mmalign.lm.spec import ModelSpec
+from mmalign.lm.spec import ModelSpec, ServerSpec
 from mmalign.text.prompts import DETAIL
 from mmalign.train.config import TrainConfig
 
@@ -38,7 +38,7 @@ class DataConfig:
         fps: Take this many frames per second, as long as they are no more than `num_frames`.
         max_seconds: A longer video goes to quarantine before it is decoded.
         decoder: What decodes videos; auto is PyAV, which is always there.
-        decode_seconds: A decoder that takes longer for one video is ended and the video goes to quarantine.
+        decode_seconds: A decoder that takes longer for one picture or video is ended, and this goes to quarantine.
     """
 
     images: Path | None = None
@@ -83,18 +83,34 @@ class GenerateConfig:
 
     Args:
         batch_size: Most requests that the model answers at once.
-        concurrency: Samples in flight; more of them fill batches better and take more memory.
+        concurrency: Samples in flight of each worker; more of them fill batches better and take more memory.
         max_bad_share: Stop when more than this share of the samples had to be quarantined.
         retry_quarantined: Try the samples again that an earlier start put into quarantine.
+        workers: Workers with a model of their own: processes on this machine, which take its GPUs in turn, or Ray
+            actors. A single one on this machine is this process itself.
+        cpus_per_worker: Processor cores of each worker, where there are several: its threads, and what is asked of Ray.
+            By default the cores of this machine shared out among the workers, and 1 of Ray.
+        gpus_per_worker: GPUs that are asked of Ray for each worker, such as 1 or 0.5; by default 1 where the cluster
+            has any and the model is not for the CPU or behind a server.
+        ray_address: host:port of the head of a Ray cluster, or auto on one of its machines; by default Ray is started
+            on this machine alone.
     """
 
     batch_size: int = 16
     concurrency: int = 64
     max_bad_share: float = 0.5
     retry_quarantined: bool = False
+    workers: int = 1
+    cpus_per_worker: float | None = None
+    gpus_per_worker: float | None = None
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(1, batch_size=self.batch_size, concurrency=self.concurrency)
+        _at_least(1, batch_size=self.batch_size, concurrency=self.concurrency, workers=self.workers)
+        if self.cpus_per_worker is not None and not 0 < self.cpus_per_worker < math.inf:
+            raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}; it must be a number above 0")
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker < math.inf:
+            raise ValueError(f"gpus_per_worker is {self.gpus_per_worker}; it must be 0 or more")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share is {self.max_bad_share}; it must be between 0 and 1")
 
@@ -136,7 +152,9 @@ class Recipe:
     objective: Any
     seed: int = 0
     output: Path = Path("runs/latest")
+    engine: Literal["local", "ray"] = "local"
     model: ModelSpec = field(default_factory=ModelSpec)
+    server: ServerSpec = field(default_factory=ServerSpec)
     data: DataConfig = field(default_factory=DataConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -144,14 +162,19 @@ class Recipe:
     resolved: dict[str, Any] = field(default_factory=dict)
 
 
+#: Keys of `server` that change no pair. Which model answered is in the journal, so no other one is gone on with.
+SERVER_FREE_KEYS = ("url", "api_key_env", "max_in_flight", "timeout_s", "retries", "backoff_s", "max_backoff_s")
+
 #: Keys that may differ between a run and its continuation, because no pair depends on them. Training and evaluation
 #: look after their own.
 FREE_KEYS = (
     "output",
     "data.decode_seconds",
+    "engine",
     "generate",
     "model.device",
     "model.download",
+    *(f"server.{key}" for key in SERVER_FREE_KEYS),
     "train",
     "objective",
     "evaluate",

@@ -14,7 +14,11 @@ from mmalign.objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "docs" / "training.md", *sorted((ROOT / "docs" / "methods").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("engine.md", "training.md")),
+    *sorted((ROOT / "docs" / "methods").glob("*.md")),
+]
 HEADINGS = ("Idea", "Usage", "Parameters", "Departures from the paper", "Measured result", "Source")
 
 

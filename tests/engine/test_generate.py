@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmalign.engine import RunDir, TooManyBad, feed, generate, generate_async
-from mmalign.engine.feed import CHUNK
+from mmalign import chunked
+from mmalign.chunked import ROWS_AHEAD
+from mmalign.engine import RunDir, TooManyBad, generate, generate_async
 from mmalign.errors import DataError, Interrupted, MMAlignError, ModelError, RecipeError, StoreError
 from mmalign.lm.bound import SampleLM
 from mmalign.lm.scripted import ScriptedLM
@@ -67,7 +68,7 @@ def test_same_pairs_whatever_happens(
     rows = sample_rows(NUM)
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate_module, "FLUSH_NUM", flush)
-        patch.setattr(feed, "CHUNK", 16)
+        patch.setattr(chunked, "ROWS_AHEAD", 16)
         path = Path(folder)
         for after in crashes:
             order.shuffle(rows)
@@ -81,9 +82,9 @@ def test_same_pairs_whatever_happens(
 def test_what_is_done_is_not_asked_again(tmp_path: Path) -> None:
     first, second = ScriptedLM(answer), ScriptedLM(answer)
     with pytest.raises(CrashError):
-        make(tmp_path, crashing(sample_rows(600), 2 * CHUNK), lm=first)
+        make(tmp_path, crashing(sample_rows(600), 2 * ROWS_AHEAD), lm=first)
     summary = make(tmp_path, sample_rows(600), lm=second)
-    assert summary.resumed >= CHUNK
+    assert summary.resumed >= ROWS_AHEAD
     assert 0 < second.calls["generate"] < summary.model_calls
     assert first.calls["generate"] + second.calls["generate"] >= summary.model_calls
 
@@ -357,7 +358,7 @@ def test_memory_is_for_the_samples_in_flight_only(tmp_path: Path, monkeypatch: p
 
     assert make(tmp_path, rows(), Watched(), concurrency=8).done == 3000
     assert most_in_flight == 8
-    assert most_ahead <= CHUNK + 8
+    assert most_ahead <= ROWS_AHEAD + 8
 
 
 def test_a_signal_stops_cleanly_and_the_handlers_are_put_back(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-import mmalign.pairs
 from mmalign.engine import RunDir
 from mmalign.engine.journal import Journal
 from mmalign.errors import StoreError
@@ -137,7 +136,7 @@ def test_a_full_disk_while_the_pair_file_is_written(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(mmalign.pairs.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match="no space left on device"):
             make(tmp_path, sample_rows(50))
     assert [entry.name for entry in (tmp_path / "round-0").iterdir() if "pairs" in entry.name] == []
@@ -149,6 +148,6 @@ def test_what_a_kill_left_of_a_pair_file_is_cleared_away(tmp_path: Path) -> None
     (tmp_path / "round-0").mkdir(parents=True)
     with RunDir(tmp_path / "fresh") as run:
         folder = run.round_path(0)
-        (folder / ".pairs.parquet.abc123").write_bytes(b"half")
+        (folder / ".partial-pairs.parquet").write_bytes(b"half")
     make(tmp_path / "fresh", sample_rows(20))
     assert [entry.name for entry in folder.iterdir() if entry.name.startswith(".")] == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmalign.engine.generate import _openers
+from mmalign.engine.task import openers
 from mmalign.errors import Interrupted
 from mmalign.media import video
 from mmalign.media.frames import FrameChoice
@@ -23,7 +23,7 @@ def test_an_interrupted_run_leaves_a_hanging_decoder(tmp_path: Path, monkeypatch
     opening: list[Future[Clip]] = []
 
     def broken_off() -> None:
-        with _openers() as pool:
+        with openers() as pool:
             opening.append(pool.submit(open_clip, film, ref, limits, FrameChoice(num_frames=40)))
             while not guard._busy:
                 assert not opening[0].done()

@@ -1,0 +1,217 @@
+"""Workers as processes on this machine. Each is a program of its own, not a fork: it holds none of the driver's locks.
+
+Driver and worker talk over a socket, in frames of a length and a pickled (number, value). The worker's standard input
+is a pipe that only the driver holds and that nobody writes to: it ends when the driver does, however that dies, and the
+worker then ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from contextlib import suppress
+from typing import IO, Any
+
+from mmalign.engine.feed import Job
+from mmalign.engine.journal import Outcome, Phase
+from mmalign.engine.link import Link, Lost
+from mmalign.engine.outpost import Hello, Orders
+from mmalign.errors import MMAlignError
+
+_START = "import sys; sys.path[:] = {path!r}; from mmalign.engine.process import main; main({socket}, {number})"
+
+#: The length of a frame.
+HEAD = struct.Struct("<Q")
+
+#: Signals that stop a run go to all of its processes; the driver says when a worker's work is over.
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Processes:
+    """This machine as the place where workers run.
+
+    Args:
+        cpus: Processor cores of each worker, which are its threads; by default all cores shared out among them.
+    """
+
+    def __init__(self, cpus: float | None = None) -> None:
+        self._cpus = cpus
+        self._env: dict[str, str] = {}
+        self._log = _Log()
+
+    async def open(self, num_workers: int, concurrency: int) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, int(cores / num_workers if self._cpus is None else self._cpus))
+        self._env = {"OMP_NUM_THREADS": str(threads), **(os.environ if self._cpus is None else {})}
+
+    def link(self, number: int) -> Link:
+        return _Process(number, {**os.environ, **self._env}, self._log)
+
+    async def close(self) -> None:
+        pass
+
+
+class _Process(Link):
+    """One worker; `end` is for every state that it can be in."""
+
+    def __init__(self, number: int, env: dict[str, str], log: _Log) -> None:
+        self._number = number
+        self._env = env
+        self._log = log
+        self._numbers = itertools.count()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._lost: Lost | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def begin(self, orders: Orders) -> Hello:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = _start(self._number, theirs, self._env)
+        self._relay = threading.Thread(target=self._log.relay, args=(self._number, self._process.stdout), daemon=True)
+        self._relay.start()
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._listening = asyncio.create_task(self._listen(reader, self._process))
+        hello: Hello = await self._ask(orders)
+        return hello
+
+    async def learn(self, known: bytes) -> None:
+        await self._ask(known)
+
+    async def work(self, phase: Phase, job: Job) -> Outcome:
+        outcome: Outcome = await self._ask((phase, job))
+        return outcome
+
+    async def lost(self) -> Lost:
+        assert self._listening is not None
+        await asyncio.shield(self._listening)
+        assert self._lost is not None
+        return self._lost
+
+    async def end(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+        if self._writer is not None:
+            self._writer.close()
+        if self._process is None:
+            return
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(self._relay.join)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    async def _ask(self, request: Any) -> Any:
+        """The answer. Raises Lost, and MMAlignError where that is the answer."""
+        if self._lost is not None:
+            raise self._lost
+        assert self._writer is not None
+        number = next(self._numbers)
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._writer.write(frame(number, request))
+            with suppress(ConnectionError):  # `_listen` tells what became of it
+                await self._writer.drain()
+            said = await answer
+        finally:
+            self._waiting.pop(number, None)
+        if isinstance(said, MMAlignError):
+            raise said
+        return said
+
+    async def _listen(self, reader: asyncio.StreamReader, process: subprocess.Popen[bytes]) -> None:
+        """Pass answers on until the worker is no more."""
+        with suppress(EOFError, ConnectionError):
+            while True:
+                number, value = await read_frame(reader)
+                waiting = self._waiting.get(number)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(value)
+        await asyncio.to_thread(_end_of, process)
+        await asyncio.to_thread(self._relay.join)  # its last words come before the news of its death
+        self._lost = Lost(_fate(process.returncode))
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(self._lost)
+
+
+def frame(number: int, value: Any) -> bytes:
+    """A message as it is sent."""
+    content = pickle.dumps((number, value))
+    return HEAD.pack(len(content)) + content
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[int, Any]:
+    """The next message. Raises EOFError where the other side is gone."""
+    (size,) = HEAD.unpack(await reader.readexactly(HEAD.size))
+    number, value = pickle.loads(await reader.readexactly(size))  # noqa: S301  between processes of one run
+    return number, value
+
+
+def _start(number: int, theirs: socket.socket, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    code = _START.format(path=sys.path, socket=theirs.fileno(), number=number)
+    # The worker is born deaf to the signals that stop a run, and says itself from when on it ignores them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[theirs.fileno()],
+            env=env,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:  # it closed its socket and lives on
+        process.kill()
+        process.wait()
+
+
+def _fate(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    name = signal.Signals(-code).name
+    return f"{name}, perhaps memory ran out" if name == "SIGKILL" else name
+
+
+class _Log:
+    """What workers print goes to standard error, with the worker's number; what all of them say is told once."""
+
+    def __init__(self) -> None:
+        self._told: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def relay(self, number: int, stream: IO[bytes]) -> None:
+        """Pass lines on until the worker is no more."""
+        own: Counter[str] = Counter()
+        with stream:
+            for line in stream:
+                text = line.decode("utf-8", "replace").rstrip()
+                if text and self._is_new(text, own):
+                    print(f"worker {number}: {text}", file=sys.stderr, flush=True)
+
+    def _is_new(self, text: str, own: Counter[str]) -> bool:
+        """Whether no other worker has said it as often as this one."""
+        own[text] += 1
+        with self._lock:
+            is_new = own[text] > self._told[text]
+            self._told[text] = max(self._told[text], own[text])
+            if len(self._told) > 10_000:
+                self._told.clear()
+        return is_new

@@ -7,10 +7,10 @@ import difflib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mmalign.errors import Interrupted, MMAlignError
+from mmalign.errors import Interrupted, MMAlignError, one_line
 
 RECIPE_VERBS = {
     "run": "pairs, training, controls, evaluation and page in one go; goes on where it was",
@@ -18,6 +18,10 @@ RECIPE_VERBS = {
     "train": "only train on the pairs that are there",
     "evaluate": "only measure before, after and controls",
 }
+
+#: Formats that `convert` writes, and that it reads.
+TARGETS = ("trl", "llamafactory", "swift", "mmalign")
+SOURCES = (*TARGETS, "rlaif-v", "rrpo")
 
 #: How long a launcher may take to end all processes when one of them failed.
 SECONDS_TO_END = 5.0
@@ -76,11 +80,40 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("--prompt", default="", help="a prompt for every sample")
     _dry_run(prepare)
 
+    convert = verbs.add_parser("convert", help="pairs to and from TRL, LLaMA-Factory and ms-swift", allow_abbrev=False)
+    convert.add_argument("source", type=Path, metavar="SOURCE", help="a run, a pair file, or data of another tool")
+    convert.add_argument("--to", required=True, choices=TARGETS, help="the format to write")
+    convert.add_argument("--output", type=Path, required=True, metavar="OUT", help="the folder to write, new or empty")
+    convert.add_argument("--from", dest="given", default="auto", choices=["auto", *SOURCES], help="what SOURCE holds")
+    convert.add_argument("--media-root", type=Path, help="the folder that media paths of SOURCE start from")
+    convert.add_argument("--copy-media", action="store_true", help="put the media into OUT, too")
+    convert.add_argument("--frames", action="store_true", help="for TRL: clips as pictures of their frames")
+    convert.add_argument("--skip-unfit", action="store_true", help="leave out pairs that do not fit, and count them")
+    _dry_run(convert)
+
+    card = verbs.add_parser("card", help="cards of a run's pairs and model, from its record", allow_abbrev=False)
+    card.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    card.add_argument("--output", type=Path, help="where the cards go (default RUN/cards)")
+    card.add_argument("--license", help="the licence to name; none is named without it")
+    _dry_run(card)
+
+    push = verbs.add_parser("push", help="upload a run's pairs or model to a hub, on request only", allow_abbrev=False)
+    push.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    push.add_argument("--to", required=True, metavar="NAMESPACE/NAME", help="the repository, made if need be")
+    what = push.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pairs", dest="what", action="store_const", const="pairs", help="a data set of the pairs")
+    what.add_argument("--model", dest="what", action="store_const", const="model", help="the trained model or adapter")
+    push.add_argument("--public", action="store_true", help="make the repository public; it is private otherwise")
+    push.add_argument("--with-media", action="store_true", help="upload the pictures and clips, too")
+    push.add_argument("--license", help="the licence to name on the card; none is named without it")
+    _dry_run(push)
+
     show = verbs.add_parser("list", help="methods, objectives, corruptions", allow_abbrev=False)
     show.add_argument("what", nargs="?", choices=["methods", "objectives", "corruptions"], help="only one of them")
     _dry_run(show)
 
     doctor = verbs.add_parser("doctor", help="what is installed, what really loads, and what to do", allow_abbrev=False)
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     _dry_run(doctor)
     return top
 
@@ -114,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         where = error.filename or "a file"
-        print(f"mmalign: {where}: {error.strerror or error}; what is done is kept", file=sys.stderr)
+        print(one_line(f"mmalign: {where}: {error.strerror or error}; what is done is kept"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mmalign: interrupted; what is done is kept, run the same command again to go on", file=sys.stderr)
@@ -171,26 +204,90 @@ def _dispatch(args: argparse.Namespace, flags: Sequence[str], argv: Sequence[str
         if args.help:
             return recipes.print_keys(args.recipe)
         return recipes.main(args.verb, args.recipe, flags, dry_run=args.dry_run)
-    if args.verb == "demo":
-        from mmalign.cli import demo
+    return VERBS[args.verb](args)
 
-        return demo.main(args.method, video=args.video, num_seeds=args.seeds, output=args.output, dry_run=args.dry_run)
-    if args.verb == "inspect":
-        from mmalign.cli import inspect
 
-        return inspect.main(args.run, args.out, max_pairs=args.max_pairs, dry_run=args.dry_run)
-    if args.verb == "merge":
-        from mmalign.cli import merge
+def _demo(args: argparse.Namespace) -> int:
+    from mmalign.cli import demo
 
-        return merge.main(args.run, args.out, dry_run=args.dry_run)
-    if args.verb == "prepare":
-        from mmalign.cli import prepare
+    return demo.main(args.method, video=args.video, num_seeds=args.seeds, output=args.output, dry_run=args.dry_run)
 
-        return prepare.main(args.kind, args.source, args.output, prompt=args.prompt, dry_run=args.dry_run)
-    if args.verb == "list":
-        from mmalign.cli import listing
 
-        return listing.main(args.what)
+def _inspect(args: argparse.Namespace) -> int:
+    from mmalign.cli import inspect
+
+    return inspect.main(args.run, args.out, max_pairs=args.max_pairs, dry_run=args.dry_run)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from mmalign.cli import merge
+
+    return merge.main(args.run, args.out, dry_run=args.dry_run)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from mmalign.cli import prepare
+
+    return prepare.main(args.kind, args.source, args.output, prompt=args.prompt, dry_run=args.dry_run)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from mmalign.cli import convert
+
+    return convert.main(
+        args.source,
+        to=args.to,
+        output=args.output,
+        given=args.given,
+        media_root=args.media_root,
+        copies=args.copy_media,
+        frames=args.frames,
+        skips=args.skip_unfit,
+        dry_run=args.dry_run,
+    )
+
+
+def _card(args: argparse.Namespace) -> int:
+    from mmalign.cli import card
+
+    return card.main(args.run, args.output, license=args.license, dry_run=args.dry_run)
+
+
+def _push(args: argparse.Namespace) -> int:
+    from mmalign.cli import push
+
+    return push.main(
+        args.run,
+        args.to,
+        what=args.what,
+        is_public=args.public,
+        with_media=args.with_media,
+        license=args.license,
+        dry_run=args.dry_run,
+    )
+
+
+def _list(args: argparse.Namespace) -> int:
+    from mmalign.cli import listing
+
+    return listing.main(args.what)
+
+
+def _doctor(args: argparse.Namespace) -> int:
     from mmalign.cli import doctor
 
-    return doctor.main()
+    return doctor.main(as_json=args.json, dry_run=args.dry_run)
+
+
+#: What runs each verb that takes no recipe. Modules are loaded when their verb is asked for.
+VERBS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "inspect": _inspect,
+    "merge": _merge,
+    "prepare": _prepare,
+    "convert": _convert,
+    "card": _card,
+    "push": _push,
+    "list": _list,
+    "doctor": _doctor,
+}

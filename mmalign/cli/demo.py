@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from mmalign.atomic import write_json
 from mmalign.cli import recipes
 from mmalign.cli.table import result_table
 from mmalign.errors import MMAlignError
@@ -51,7 +51,7 @@ def main(method: str | None, *, video: bool, num_seeds: int, output: Path, dry_r
     Console(soft_wrap=True).print(result_table(evaluations))
     summary = (place if len(chosen) > 1 else place / chosen[0]) / "results.json"
     kept = [{key: value for key, value in e.items() if key not in ("examples", "notes")} for e in evaluations]
-    summary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    write_json(summary, kept)
     print(f"all runs: {summary}")
     if num_seeds > 1:
         for name, outputs in runs.items():

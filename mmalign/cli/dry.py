@@ -7,12 +7,13 @@ with a fixed sentence, so the requests shown are those that the method would rea
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from pathlib import Path
 
 from mmalign.cli import dry_training
 from mmalign.engine.work import explain, method_name
-from mmalign.errors import DataError, MediaError, NoPair, RecipeError, SampleError
+from mmalign.errors import DataError, MediaError, NoPair, RecipeError, SampleError, one_line
 from mmalign.lm.bound import SampleLM
 from mmalign.lm.load import load_renderer
 from mmalign.lm.render import Renderer
@@ -36,18 +37,25 @@ MAX_SHOWN = 100
 
 def report(verb: str, recipe: Recipe) -> None:
     """Print what the verb would do."""
+    server = recipe.server
+    if server.url is not None and verb in ("run", "generate"):
+        print(f"\nserver: {server.url}, model {server.model or recipe.model.name} (not asked in a dry run)")
+    if server.url is not None and verb == "generate":
+        _generation(recipe, None)
+        return
     renderer = load_renderer(recipe.model)
     video = "clips" if renderer.takes_videos else "clips frame by frame"
     print(f"\nmodel: {recipe.model.name}, {f'text, pictures and {video}' if renderer.is_multimodal else 'text only'}")
     if verb in ("run", "generate") and recipe.data.pairs is None:
-        _generation(recipe, renderer)
+        _generation(recipe, renderer if server.url is None else None)
     if verb in ("run", "train"):
         dry_training.report(recipe, renderer)
     if verb in ("run", "evaluate"):
         _evaluation(recipe)
 
 
-def _generation(recipe: Recipe, renderer: Renderer) -> None:
+def _generation(recipe: Recipe, renderer: Renderer | None) -> None:
+    """Print the samples and first requests; their tokens are counted where there is a renderer."""
     if recipe.data.scenes:
         num = min(recipe.data.scenes, recipe.data.limit or recipe.data.scenes)
         first = [
@@ -65,18 +73,32 @@ def _generation(recipe: Recipe, renderer: Renderer) -> None:
     else:
         num, first = _opened(recipe)
         print(f"samples: {num} from {_place(recipe)}")
+    if told := _workers(recipe):
+        print(f"workers: {told}")
     for sample in first:
         refuse_media(recipe.method, [medium.ref for medium in sample.media])  # drawn ones are all of one kind
         chats, end = asyncio.run(_requests(recipe, sample))
-        told = f"{method_name(recipe.method)}, {sample.id}"
+        told = f"{method_name(recipe.method)}, {one_line(sample.id)}"
         for prompt, chat in chats.items():
+            if renderer is None:
+                print(f"{told}: {len(chat.media)} media: {prompt}")
+                continue
             try:
                 tokens, of_media = renderer.count(chat)
             except SampleError as error:
                 raise SampleError(f"{sample.id}: {error}") from error
             print(f"{told}: {tokens} tokens, {of_media} of them media: {prompt}")
         if end:
-            print(f"{told}: {end}")
+            print(f"{told}: {one_line(end)}")
+
+
+def _workers(recipe: Recipe) -> str:
+    """Who would make the pairs, where that is more than this process."""
+    num = recipe.generate.workers
+    if recipe.engine == "ray":
+        where = recipe.generate.ray_address or os.environ.get("RAY_ADDRESS") or "this machine alone"
+        return f"{num} Ray actors ({where})"
+    return f"{num} processes on this machine" if num > 1 else ""
 
 
 def _place(recipe: Recipe) -> Path | None:
@@ -146,7 +168,7 @@ async def _requests(recipe: Recipe, sample: Sample) -> tuple[dict[str, Chat], st
 
 def shorten(prompt: str) -> str:
     """A prompt on one line, cut to its beginning."""
-    line = " ".join(prompt.split())
+    line = one_line(" ".join(prompt.split()))
     return line if len(line) <= MAX_SHOWN else f"{line[: MAX_SHOWN - 3]}..."
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 
+from mmalign.errors import one_line
 from mmalign.lm.load import device_of, load_outline
 from mmalign.lm.render import Renderer
 from mmalign.objectives import Objective
@@ -191,7 +192,7 @@ def _text(tokens: torch.Tensor, renderer: Renderer) -> str:
             run = []
         if token is not None:
             run.append(token)
-    text = "".join(parts).replace("\n", "\\n")
+    text = one_line("".join(parts))
     half = MAX_SHOWN // 2
     return text if len(text) <= MAX_SHOWN else f"{text[:half]} ... {text[-half:]}"
 

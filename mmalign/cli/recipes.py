@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
+from mmalign.errors import one_line
 from mmalign.recipe.load import load_recipe, recipe_parser
 from mmalign.recipe.schema import Recipe
 
@@ -62,7 +63,7 @@ def run(recipe: Recipe, verb: str = "run") -> None:
         if verb in ("run", "generate") or (verb == "train" and recipe.data.pairs is not None):
             made = launch.by_first(lambda: in_words(pipeline.make_pairs(recipe, held)))
             if made is not None:
-                console.print(made, highlight=False)
+                console.print(made, highlight=False, markup=False)
         if verb in ("run", "train"):
             pipeline.train(recipe, held, launch)
         is_measured = False
@@ -81,8 +82,8 @@ def run(recipe: Recipe, verb: str = "run") -> None:
 def in_words(summary: Summary) -> str:
     """How many pairs there are, and what became of the samples without one."""
     lines = [f"{summary.pairs} pairs from {summary.num_samples} samples ({summary.resumed} done before)"]
-    lines += [f"  no pair, {num}: {reason}" for reason, num in summary.empty.most_common(8)]
-    lines += [f"  quarantined, {num}: {reason}" for reason, num in summary.quarantined.most_common(8)]
+    lines += [f"  no pair, {num}: {one_line(reason)}" for reason, num in summary.empty.most_common(8)]
+    lines += [f"  quarantined, {num}: {one_line(reason)}" for reason, num in summary.quarantined.most_common(8)]
     if summary.dropped:
         lines.append(f"  {summary.dropped} pairs left out by the method's own selection")
     return "\n".join(lines)

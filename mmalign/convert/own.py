@@ -1,0 +1,58 @@
+"""mmalign's own pair file, as the end of a conversion: `pairs.parquet`, and beside it the media that came along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+from mmalign.convert.format import Format, Survey, Table, Writer
+from mmalign.convert.seen import Medium, Seen, Unfit, seen_of
+from mmalign.convert.shelf import Shelf
+from mmalign.pairs import SCHEMA, PairRow
+from mmalign.types import Row
+
+FILE = "pairs.parquet"
+
+
+class Own(Format):
+    """The format. Every pair fits; media that are not there are found when they are opened."""
+
+    name: ClassVar[str] = "mmalign"
+    title: ClassVar[str] = "mmalign"
+
+    def seen_of(self, row: PairRow, shelf: Shelf) -> Seen:
+        """The pair as it is: nothing is drawn. Raises Unfit for media that would leave the data folder."""
+
+        def media_of(part: Row) -> list[Medium]:
+            if not shelf.has(part["path"]) and shelf.copies:
+                raise Unfit(f"{part['path']}: no such file below {shelf.root}; name the folder with --media-root")
+            return [Medium(part["type"], part["path"], content=shelf.held.get(part["path"]), part=part)]
+
+        return seen_of(row, media_of)
+
+    def check(self, seen: Seen) -> None:
+        """Nothing is refused."""
+
+    def put_media(self, row: PairRow, seen: Seen, shelf: Shelf, folder: Path) -> None:
+        """Copy the files of all contexts where copies are made; write what came as bytes always."""
+        for context in row.contexts:
+            for part in (part for turn in context for part in turn["content"] if part["type"] != "text"):
+                name = part["path"]
+                if shelf.copies or name in shelf.held:
+                    shelf.copy(Medium(part["type"], name, content=shelf.held.get(name), part=part), folder)
+
+    @contextmanager
+    def writer(self, folder: Path, survey: Survey, shelf: Shelf) -> Iterator[Writer]:
+        """Writes `pairs.parquet`."""
+        with Table(folder / FILE, SCHEMA) as table:
+            yield _OwnWriter(table)
+
+
+class _OwnWriter:
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def add(self, row: PairRow, seen: Seen) -> None:
+        self._table.add(row.to_row())

@@ -138,6 +138,8 @@ def reason_of(error: OSError) -> str:
         remedy = "free some space and run the same command again, what is done is kept"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "make the folder writable or name another output"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        remedy = "a file stands where a folder has to be; move it away or name another output"
     else:
         remedy = "check the disk or name another output"
     return f"cannot be written ({(error.strerror or str(error)).lower()}); {remedy}"

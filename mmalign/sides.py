@@ -212,5 +212,5 @@ def is_finite(value: Any) -> bool:
 
 
 def is_span(value: Any) -> bool:
-    """Whether a JSON value is [start, end]."""
-    return isinstance(value, list) and len(value) == 2 and all(type(end) is int for end in value)
+    """Whether a JSON value is [start, end], in numbers that a pair file has room for."""
+    return isinstance(value, list) and len(value) == 2 and all(type(end) is int and abs(end) < 2**31 for end in value)

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from mmalign.errors import MMAlignError
 
 ROWS_PER_BATCH: Final = 1000
+#: Fewer rows make a batch where they would take more: a row can hold pictures.
+BYTES_PER_BATCH: Final = 2**26
 
 #: A file may unpack to so many times its size, or to `SMALL` bytes where that is more.
 MAX_RATIO: Final = 200
@@ -51,7 +53,10 @@ def opened(path: Path, error: type[MMAlignError]) -> Iterator[pq.ParquetFile]:
 def batches(
     file: pq.ParquetFile, columns: Sequence[str], path: Path, error: type[MMAlignError]
 ) -> Iterator[pa.RecordBatch]:
-    """The columns, at most `ROWS_PER_BATCH` rows at a time. Raises `error` where they cannot be read or are a bomb."""
+    """The columns, at most `ROWS_PER_BATCH` rows or about `BYTES_PER_BATCH` bytes at a time.
+
+    Raises `error` where they cannot be read or are a bomb.
+    """
     is_coded = _largest(file.metadata) * ROWS_PER_BATCH > SMALL
     kinds = {name: file.schema_arrow.field(name).type for name in columns}
     texts = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
@@ -59,7 +64,7 @@ def batches(
     try:
         # Texts that stand in many rows are then in memory once.
         with pq.ParquetFile(path, read_dictionary=texts if is_coded else None) as again:
-            for batch in again.iter_batches(ROWS_PER_BATCH, columns=list(columns), use_threads=False):
+            for batch in again.iter_batches(_num_rows(file.metadata), columns=list(columns), use_threads=False):
                 total += _ROW * batch.num_rows + sum(map(_size, batch.columns))
                 if total > most:
                     break
@@ -100,6 +105,12 @@ def _groups(about: pq.FileMetaData) -> list[pq.RowGroupMetaData]:
 def _largest(about: pq.FileMetaData) -> int:
     """Bytes of the largest row group: no text in the file can be longer."""
     return max((found.total_byte_size for found in _groups(about)), default=0)
+
+
+def _num_rows(about: pq.FileMetaData) -> int:
+    """Rows of a batch, by the row group whose rows are the largest."""
+    most = max((found.total_byte_size // max(1, found.num_rows) for found in _groups(about)), default=0)
+    return max(1, min(ROWS_PER_BATCH, BYTES_PER_BATCH // max(1, most)))
 
 
 def _is_coded(column: pa.Array) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mmalign.errors import Interrupted
+
 
 def main(
     source: Path,
@@ -36,7 +38,10 @@ def main(
                 bar.update(task, description=what, completed=done)
 
         conversion = Conversion(opened, to, Options(copies=copies, frames=frames, skips=skips), progress)
-        done = conversion.survey() if dry_run else conversion.write(output)
+        try:
+            done = conversion.survey() if dry_run else conversion.write(output)
+        except KeyboardInterrupt:
+            raise Interrupted(f"convert: interrupted; nothing was written to {output}") from None
     if done.unfit:
         print(f"{done.unfit} pairs do not fit and are left out; the first: {done.first_unfit}")
     if dry_run:
@@ -44,7 +49,8 @@ def main(
         return 0
     print(f"{output}: {done.pairs} pairs ({opened.format} to {to})")
     if done.has_media and not copies and not done.has_held:
-        print(f"media are not copied; their paths start from {opened.root}")
+        start = "are absolute, for this machine" if to == "trl" else f"start from {opened.root}"
+        print(f"media are not copied; their paths {start}")
     if done.missing:
         print(
             f"{done.missing} media files are not there, {done.first_missing} for one; give --media-root where they lie"

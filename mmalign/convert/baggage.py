@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from mmalign.convert.seen import Medium, Seen, Turn, Unfit, seen_of
+from mmalign.jsontext import parse_json
 from mmalign.pairs import PairRow, pair_of_json, pair_to_json
 from mmalign.types import Row
 
@@ -56,11 +57,11 @@ class Baggage:
         if text is None or text == "":
             return None
         try:
-            values: Any = json.loads(text) if isinstance(text, str) else text
+            values: Any = parse_json(text) if isinstance(text, str) else text
             if values["version"] != VERSION:
                 raise ValueError(f"it is of version {values['version']!r:.20}, this one reads {VERSION}")
-            drawn = tuple((entry["part"], tuple(entry["names"])) for entry in values.get("drawn", ()))
-            return cls(pair_of_json(values["pair"]), drawn)
+            row = pair_of_json(values["pair"])
+            return cls(row, tuple(_drawn(entry, row) for entry in values.get("drawn", ())))
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise Unfit(f"its column {COLUMN} cannot be read ({reason:.160}); remove the column") from None
@@ -109,14 +110,18 @@ class Baggage:
         return bool(hashlib.sha256(medium.content).hexdigest() == row["sha256"])
 
     def renamed(self, seen: Seen) -> Seen:
-        """The same with media by the names that the pair knows them by, where it does."""
-        known = self._known
+        """The same with media by the names that the pair knows them by, where it does.
+
+        An absolute path may lead to a file that the pair names relative to its data folder. Where all media are in the
+        pair's own order, each goes by the name in its place, as one path may end like several names.
+        """
+        known, names = self._known, [medium.name for medium in seen_of(self.row, self._media_of).media]
+        now = [medium.name for medium in seen.media]
+        in_order = iter(names if len(now) == len(names) and all(map(_leads_to, now, names)) else ())
 
         def with_name(medium: Medium) -> Medium:
-            # An absolute path may lead to a file that the pair names relative to its data folder.
-            name = medium.name
-            found = name if name in known else next((path for path in known if name.endswith(f"/{path}")), name)
-            return replace(medium, name=found)
+            ends = [name for name in known if _leads_to(medium.name, name)]
+            return replace(medium, name=next(in_order, max(ends, key=len, default=medium.name)))
 
         return seen.with_media(with_name)
 
@@ -130,6 +135,20 @@ class Baggage:
             return [row_of(part)]
 
         return [{"role": turn.role, "content": [row for part in turn.parts for row in rows(part)]} for turn in turns]
+
+
+def _leads_to(path: str, name: str) -> bool:
+    return path == name or path.endswith(f"/{name}")
+
+
+def _drawn(entry: Any, row: PairRow) -> tuple[Row, tuple[str, ...]]:
+    """A part of the pair and the names of what was drawn of it. Raises ValueError."""
+    part, names = entry["part"], entry["names"]
+    if not any(part in turn["content"] for context in row.contexts for turn in context):
+        raise ValueError("drawn tells of media that the pair has not")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("drawn must name pictures")
+    return part, tuple(names)
 
 
 def row_of(part: str | Medium) -> Row:

@@ -20,6 +20,7 @@ from mmalign.convert.marks import MARKS, filled, marked, names, refuse_marked_an
 from mmalign.convert.seen import MediaKind, Medium, Seen, Unfit, refuse_contexts, refuse_odd_turns, text_of
 from mmalign.convert.shelf import Shelf
 from mmalign.errors import DataError
+from mmalign.jsontext import parse_json
 from mmalign.pairs import PairRow
 from mmalign.types import Row
 
@@ -81,11 +82,11 @@ class LlamaFactory(Format):
         if not info.is_file():
             return None
         try:
-            entries = json.loads(info.read_text(encoding="utf-8"))
+            entries = parse_json(info.read_text(encoding="utf-8"))
             entries = {name: entry for name, entry in entries.items() if entry.get("ranking") and "file_name" in entry}
         except (ValueError, AttributeError) as error:
             raise DataError(f"{info}: cannot be read ({error})") from None
-        if source.is_file():
+        if not source.is_dir():
             entries = {name: entry for name, entry in entries.items() if entry["file_name"] == source.name}
             if not entries:
                 return None
@@ -93,13 +94,21 @@ class LlamaFactory(Format):
             told = ", ".join(entries) or "none"
             raise DataError(f"{info}: describes {len(entries)} files of pairs ({told}); name the data file itself")
         (entry,) = entries.values()
-        path = info.parent / str(entry["file_name"])
-        if not path.resolve().is_relative_to(info.parent.resolve()) or not path.is_file():
-            raise DataError(f"{info}: its file_name is {entry['file_name']!r}, no file beside it")
+        beside = Shelf(info.parent)
+        try:
+            is_there = beside.has(name := str(entry["file_name"]))
+        except Unfit:
+            is_there = False
+        if not is_there:
+            raise DataError(f"{info}: its file_name is {entry['file_name']!r:.80}, no file beside it")
         formatting = entry.get("formatting", "alpaca")
         if formatting not in ("sharegpt", "alpaca"):
             raise DataError(f"{info}: formatting is {formatting!r}; sharegpt and alpaca are read")
-        return path, cls(formatting, entry.get("columns", {}), entry.get("tags", {}))
+        for key in ("columns", "tags"):
+            given = entry.get(key, {})
+            if not isinstance(given, dict) or not all(isinstance(named, str) for named in given.values()):
+                raise DataError(f"{info}: {key} is {given!r:.80}; it must map names to names")
+        return info.parent / name, cls(formatting, entry.get("columns", {}), entry.get("tags", {}))
 
     def knows(self, row: Row) -> bool:
         return "conversations" in row and isinstance(row.get("chosen"), dict)
@@ -138,9 +147,10 @@ class LlamaFactory(Format):
         found = [("system", text_of(system, "system"))] if (system := self._of(row, "system")) else []
         for place, turn in enumerate(messages):
             where = f"{column}[{place}]"
-            if not isinstance(turn, dict) or turn.get(self._tag("role_tag")) not in roles:
+            told = turn.get(self._tag("role_tag")) if isinstance(turn, dict) else None
+            if not isinstance(told, str) or told not in roles:
                 raise Unfit(f"{where} is {turn!r:.60}; it must be a turn of {', '.join(roles)}")
-            role = roles[turn[self._tag("role_tag")]]
+            role = roles[told]
             if role == "system":
                 found = []  # a turn stands above the column
             found.append((role, text_of(turn.get(self._tag("content_tag")), where)))
@@ -148,7 +158,8 @@ class LlamaFactory(Format):
 
     def _alpaca(self, row: Row) -> list[tuple[str, str]]:
         found = [("system", text_of(system, "system"))] if (system := self._of(row, "system")) else []
-        for turn in self._of(row, "history") or []:
+        history = self._of(row, "history") or []
+        for turn in history if isinstance(history, list) else [history]:
             if not isinstance(turn, list) or len(turn) != 2:
                 raise Unfit(f"history holds {turn!r:.60}; it must hold [question, answer]")
             found += [("user", text_of(turn[0], "history")), ("assistant", text_of(turn[1], "history"))]

@@ -24,30 +24,34 @@ class Own(Format):
 
     def seen_of(self, row: PairRow, shelf: Shelf) -> Seen:
         """The pair as it is: nothing is drawn. Raises Unfit for media that would leave the data folder."""
-
-        def media_of(part: Row) -> list[Medium]:
+        for part in _media_parts(row):
             if not shelf.has(part["path"]) and shelf.copies:
                 raise Unfit(f"{part['path']}: no such file below {shelf.root}; name the folder with --media-root")
-            return [Medium(part["type"], part["path"], content=shelf.held.get(part["path"]), part=part)]
-
-        return seen_of(row, media_of)
+        return seen_of(row, lambda part: [_medium(part, shelf)])
 
     def check(self, seen: Seen) -> None:
         """Nothing is refused."""
 
     def put_media(self, row: PairRow, seen: Seen, shelf: Shelf, folder: Path) -> None:
         """Copy the files of all contexts where copies are made; write what came as bytes always."""
-        for context in row.contexts:
-            for part in (part for turn in context for part in turn["content"] if part["type"] != "text"):
-                name = part["path"]
-                if shelf.copies or name in shelf.held:
-                    shelf.copy(Medium(part["type"], name, content=shelf.held.get(name), part=part), folder)
+        for medium in (_medium(part, shelf) for part in _media_parts(row)):
+            if shelf.copies or medium.content is not None:
+                shelf.copy(medium, folder)
 
     @contextmanager
     def writer(self, folder: Path, survey: Survey, shelf: Shelf) -> Iterator[Writer]:
         """Writes `pairs.parquet`."""
         with Table(folder / FILE, SCHEMA) as table:
             yield _OwnWriter(table)
+
+
+def _media_parts(row: PairRow) -> Iterator[Row]:
+    """The media of all contexts, those of further answers among them."""
+    return (part for context in row.contexts for turn in context for part in turn["content"] if part["type"] != "text")
+
+
+def _medium(part: Row, shelf: Shelf) -> Medium:
+    return Medium(part["type"], part["path"], content=shelf.held.get(part["path"]), part=part)
 
 
 class _OwnWriter:

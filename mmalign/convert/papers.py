@@ -23,9 +23,9 @@ class RLAIFV:
 
     def read(self, row: Row) -> tuple[Seen, Baggage | None]:
         """What a row shows. Raises Unfit."""
-        question = text_of(row["question"], "question").replace("<image>", "").strip()
-        turn = Turn("user", joined((image_of(row["image"], 0), question)))
-        return Seen((turn,), text_of(row["chosen"], "chosen"), text_of(row["rejected"], "rejected")), None
+        question = text_of(row.get("question"), "question").replace("<image>", "").strip()
+        turn = Turn("user", joined((image_of(row.get("image"), 0), question)))
+        return Seen((turn,), text_of(row.get("chosen"), "chosen"), text_of(row.get("rejected"), "rejected")), None
 
     def told(self, row: Row) -> dict[str, Any]:
         """What else a pair says of itself."""
@@ -43,10 +43,10 @@ class RRPO:
 
     def read(self, row: Row) -> tuple[Seen, Baggage | None]:
         """What a row shows. Raises Unfit."""
-        question = re.sub(r"\s*<(?:image|video)>\s*", "", text_of(row["question"], "question"))
-        clip = Medium("video", text_of(row["video"], "video"))
+        question = re.sub(r"\s*<(?:image|video)>\s*", "", text_of(row.get("question"), "question"))
+        clip = Medium("video", text_of(row.get("video"), "video"))
         turn = Turn("user", joined((clip, question)))
-        return Seen((turn,), text_of(row["answer"], "answer"), text_of(row["pred"], "pred")), None
+        return Seen((turn,), text_of(row.get("answer"), "answer"), text_of(row.get("pred"), "pred")), None
 
     def told(self, row: Row) -> dict[str, Any]:
         """What else a pair says of itself: the phrases that differ. Raises Unfit."""

@@ -15,8 +15,7 @@ from mmalign.types import Row
 
 SUFFIXES: Final = (".parquet", ".jsonl", ".json")
 _CHUNK: Final = 1 << 20
-#: What stands before the first element of an array, and before the others.
-_BETWEEN: Final = (re.compile(r"\s*"), re.compile(r"\s*,?\s*"))
+_SPACE: Final = re.compile(r"\s*")
 
 
 def records(path: Path) -> Iterator[Row]:
@@ -78,11 +77,22 @@ def _json(path: Path) -> Iterator[Any]:
 def _elements(stream: TextIO, text: str, path: Path) -> Iterator[Any]:
     """The elements of an array whose opening bracket has been read; the file is never held as a whole."""
     decoder = json.JSONDecoder()
-    at, place = 0, 0
+    at, place, is_next = 0, 0, True
     while True:
-        at = _BETWEEN[place > 0].match(text, at).end()  # type: ignore[union-attr]  # matches nothing at all, too
-        if text.startswith("]", at):
+        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # matches nothing at all, too
+        if at == len(text):
+            text, at = stream.read(_CHUNK), 0
+            if not text:
+                raise DataError(f"{path}: ends before row {place}, in the middle of its array; it was cut off")
+            continue
+        if text[at] == "]" and (not is_next or not place):
+            _refuse_more(stream, text[at + 1 :], path)
             return
+        if not is_next:
+            if text[at] != ",":
+                raise DataError(f"{path}: row {place} is not JSON (no comma before it)")
+            at, is_next = at + 1, True
+            continue
         try:
             end = decoder.raw_decode(text, at)[1]
         except ValueError as error:
@@ -97,4 +107,12 @@ def _elements(stream: TextIO, text: str, path: Path) -> Iterator[Any]:
             yield parse_json(text[at:end])
         except ValueError as error:
             raise DataError(f"{path}: row {place} {error}") from None
-        at, place = end, place + 1
+        at, place, is_next = end, place + 1, False
+
+
+def _refuse_more(stream: TextIO, text: str, path: Path) -> None:
+    """Raises DataError where an array is not all that a file holds: what follows must not be lost without a word."""
+    while text:
+        if text.strip():
+            raise DataError(f"{path}: goes on after the end of its array; it must hold one array, or JSON lines")
+        text = stream.read(_CHUNK)

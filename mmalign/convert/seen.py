@@ -74,7 +74,7 @@ class Seen:
         return (medium for turns in self.contexts for turn in turns for medium in turn.media)
 
     def with_media(self, change: Callable[[Medium], Medium]) -> Seen:
-        """The same words about what `change` makes of each medium."""
+        """The same words about what `change` makes of each medium, in the order of `media`."""
 
         def changed(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
             return tuple(
@@ -82,8 +82,9 @@ class Seen:
                 for turn in turns
             )
 
+        turns = changed(self.turns)
         other = None if self.rejected_turns is None else changed(self.rejected_turns)
-        return replace(self, turns=changed(self.turns), rejected_turns=other)
+        return replace(self, turns=turns, rejected_turns=other)
 
 
 def joined(parts: Iterable[Part]) -> tuple[Part, ...]:

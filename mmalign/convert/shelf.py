@@ -81,14 +81,18 @@ class Shelf:
 
     def inward(self, path: str) -> str:
         """A foreign path as a name below the data folder. Raises Unfit for one that lies elsewhere."""
-        if Path(path).is_absolute() and os.path.realpath(path).startswith(self._top + os.sep):
+        if Path(path).is_absolute() and "\0" not in path and os.path.realpath(path).startswith(self._top + os.sep):
             path = os.path.relpath(os.path.realpath(path), self._top)
         self.path_of(path)
         return path
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
-        return name in self.held or self.path_of(name).is_file()
+        """Whether there is a file of this name. Raises Unfit for one that would leave the data folder."""
+        path = self.path_of(name)
+        try:
+            return name in self.held or path.is_file()
+        except OSError:  # a name that is too long
+            return False
 
     def content_of(self, medium: Medium) -> bytes:
         """The bytes of a medium. Raises Unfit where they cannot be had, or are not those that the pair is about."""
@@ -112,20 +116,23 @@ class Shelf:
 
     def _checked(self, medium: Medium) -> Path:
         path = self.path_of(medium.name)
-        expected = (medium.part or {}).get("sha256")
+        _refuse_other(path, medium)
         try:
-            if expected and file_sha256(path) != expected:
-                raise Unfit(f"{medium.name}: the file has changed since the pair was made (another SHA-256)")
-        except MediaError as error:
-            raise Unfit(str(error)) from None
+            path.open("rb").close()  # later a failure would be taken for one of the output
+        except OSError as error:
+            raise Unfit(f"{medium.name}: cannot be read ({error.strerror})") from None
         return path
 
     def copy(self, medium: Medium, folder: Path) -> None:
-        """Put a medium into `folder` under its name, unless it is there."""
+        """Put a medium into `folder` under its name, unless it is there. Raises Unfit."""
+        self.path_of(medium.name)  # which must not leave `folder` either
         target = folder / medium.name
+        is_as_it_was = medium.part is None or medium.name == medium.part["path"]
         if target.exists():
+            if is_as_it_was:
+                _refuse_other(target, medium)
             return
-        if medium.content is None and (medium.part is None or medium.name == medium.part["path"]):
+        if medium.content is None and is_as_it_was:
             source = self._checked(medium)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)  # a clip may be too large for the memory
@@ -133,6 +140,25 @@ class Shelf:
             content = self.content_of(medium)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
+
+
+def _refuse_other(path: Path, medium: Medium) -> None:
+    """Raises Unfit where a file is not the one that the pair was made about."""
+    expected = (medium.part or {}).get("sha256")
+    try:
+        status = path.stat()
+        if expected and _sha256(path, status.st_ino, status.st_mtime_ns, status.st_size) != expected:
+            raise Unfit(f"{medium.name}: the file has changed since the pair was made (another SHA-256)")
+    except MediaError as error:
+        raise Unfit(str(error)) from None
+    except OSError as error:
+        raise Unfit(f"{medium.name}: cannot be read ({error.strerror})") from None
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, *state: int) -> str:
+    """Many pairs in a row are about one file, which is read once as long as its `state` is the same."""
+    return file_sha256(path)
 
 
 @lru_cache(maxsize=2)

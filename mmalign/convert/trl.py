@@ -152,7 +152,8 @@ def image_of(value: Any, place: int) -> Medium:
     if isinstance(value, str):
         return Medium("image", value)
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        return Medium("image", value.get("path") or "", content=value["bytes"])
+        path = value.get("path")
+        return Medium("image", path if isinstance(path, str) else "", content=value["bytes"])
     if isinstance(value, Mapping) and isinstance(value.get("path"), str):
         return Medium("image", value["path"])
     raise Unfit(f"image {place} is {str(value)!r:.60}; it must be a path, or bytes and a path")

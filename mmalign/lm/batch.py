@@ -19,7 +19,7 @@ from mmalign.lm.exact import Exact, grown
 from mmalign.lm.features import placeholder_ids
 from mmalign.lm.forwards import Forwards
 from mmalign.lm.load import Loaded
-from mmalign.lm.prefix import compare, is_exact
+from mmalign.lm.prefix import EXACT_TOLERANCE, TOLERANCE, compare, is_exact
 from mmalign.lm.processing import REFUSALS
 from mmalign.lm.prompt import Prompt
 from mmalign.lm.render import PaddingSide
@@ -141,12 +141,18 @@ class BatchModel(Forwards):
         With float32 weights all is computed in float64 and told in fixed steps, so it does not depend on the batch.
         """
         if self._exact is not None:
-            exact = self._exact(lambda: self._score(prompts, answers, padding_side))
+            exact = self._exact(lambda: self._score(prompts, answers, padding_side, EXACT_TOLERANCE))
             if exact is not None:
                 return [TokenLogps(told(score.logps), score.tokens) for score in exact]
         return self._score(prompts, answers, padding_side)
 
-    def _score(self, prompts: Sequence[Prompt], answers: Sequence[str], padding_side: PaddingSide) -> list[TokenLogps]:
+    def _score(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        padding_side: PaddingSide,
+        tolerance: float = TOLERANCE,
+    ) -> list[TokenLogps]:
         kind = prompts[0].group[0]
         num_prompts = len({prompt.key for prompt in prompts})
         if padding_side == "left" or num_prompts == len(prompts) or self._shares.get(kind) is False:
@@ -160,7 +166,7 @@ class BatchModel(Forwards):
             tried.extend(self._score_shared(prompts, answers))
             return _flat(tried)
 
-        values, reason = compare(found, _flat(plain), is_exact=is_exact(self.model))
+        values, reason = compare(found, _flat(plain), is_exact=self._exact is not None, tolerance=tolerance)
         self._shares[kind] = values is not None
         if values is None:
             log.warning("model %s: prompts are computed once for each answer, not for all: %s", self.name, reason)
@@ -173,14 +179,14 @@ class BatchModel(Forwards):
         """
         if self._exact is None:
             return choice_from_logits(logits, tokens)
-        slack = max(CHOICE_SLACK, SOME_TIMES * self._exact.noise) * float(largest(logits))
-        settled = settled_choice(option_logps(logits.double(), tokens), slack)
-        if settled is not None:
-            return settled
+        logps = option_logps(logits.double(), tokens)
+        if self._exact.is_measured:  # the first choice of a model shows how large its noise is
+            slack = max(CHOICE_SLACK, SOME_TIMES * self._exact.noise) * float(largest(logits))
+            settled = settled_choice(logps, slack)
+            if settled is not None:
+                return settled
         exact = self._exact_next(prompt, logits)
-        if exact is None:
-            return choice_from_logits(logits, tokens)
-        found = settled_choice(option_logps(exact, tokens), 0)
+        found = settled_choice(logps if exact is None else option_logps(exact, tokens), 0)
         assert found is not None
         return found
 
@@ -199,7 +205,7 @@ class BatchModel(Forwards):
             values, reason = compare(
                 lambda: torch.cat([row.log_softmax(-1) for row in self._next_shared(prompts, stems)]),
                 expected,
-                is_exact=is_exact(self.model),
+                is_exact=self._exact is not None,
             )
             self._asks_once[kind] = values is not None
             if values is None:
@@ -243,4 +249,4 @@ class BatchModel(Forwards):
 
 
 def _flat(scores: Sequence[TokenLogps]) -> Tensor:
-    return torch.tensor([value for score in scores for value in score.logps])
+    return torch.tensor([value for score in scores for value in score.logps], dtype=torch.float64)

@@ -57,6 +57,9 @@ class Control:
         roles = {*_named(tokenizer), *_named(processor), *tokenizer.all_special_tokens, end}
         roles |= {token for number in media if isinstance(token := tokenizer.convert_ids_to_tokens(number), str)}
         roles |= {token for token, special in added if special or _steers(token, written)}
+        pad = tokenizer.pad_token or ""
+        if _is_plain(pad) and pad not in (end, tokenizer.eos_token, tokenizer.bos_token):
+            roles.discard(pad)  # some models are padded with "!" or a word, which texts may well hold
         self.spelled = tuple(
             sorted({token for token in roles if token.strip()}, key=lambda token: (-len(token), token))
         )
@@ -118,7 +121,12 @@ def _named(owner: Any) -> list[str]:
 
 def _steers(token: str, written: Sequence[str]) -> bool:
     """Whether a template writes a token that was not added as special, and as a mark: not white space or a word."""
-    return len(token) > 2 and not token.strip().isalnum() and any(token in text for text in written if token.strip())
+    return not _is_plain(token) and any(token in text for text in written if token.strip())
+
+
+def _is_plain(token: str) -> bool:
+    """Whether a token is a word or a sign of ordinary text."""
+    return len(token) <= 2 or token.strip().isalnum()
 
 
 def _as_words(text: str) -> re.Pattern[str]:

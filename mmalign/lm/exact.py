@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from mmalign.errors import MMAlignError
 from mmalign.lm.prefix import REFUSALS
-from mmalign.lm.stable import largest
+from mmalign.lm.stable import FORBIDDEN, largest
 
 log = logging.getLogger("mmalign.lm")
 T = TypeVar("T")
@@ -28,16 +28,17 @@ _TOO_NOISY = 1e-4
 
 
 class _Calls(TorchFunctionMode):
-    """Gives every call into torch float64 in place of float32, weights included."""
+    """Says float64 where a model asks for the number type of a tensor in float32."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return func(*map(_widened, args), **{name: _widened(value) for name, value in (kwargs or {}).items()})
+        found = func(*args, **(kwargs or {}))
+        return torch.float64 if found is torch.float32 else found
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch tells mypy nothing of it
-    """The same for what such a call does inside, and for its wish for a result in float32."""
+    """Gives every operation float64 in place of float32, weights included, whatever type of result it is to have."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -69,9 +70,25 @@ def in_double(model: Any) -> Iterator[None]:
             yield
     finally:
         for place, known in zip(places, before, strict=True):
-            # Only tensors: at its first forward a model also notes that it is prepared for forwards.
-            changed = [name for name, value in place.items() if isinstance(value, Tensor) and name in known]
-            place.update({name: known[name] for name in changed if place[name] is not known[name]})
+            # Only tensors and numbers: at its first forward a model also notes that it is prepared for forwards.
+            changed = [name for name, value in place.items() if value is not known.get(name) and _is_noted(value)]
+            gone = [name for name, value in known.items() if place.get(name) is not value and _is_noted(value)]
+            for name in {*changed, *gone}:
+                if name in known:
+                    place[name] = known[name]
+                else:
+                    del place[name]
+
+
+def _is_noted(value: Any) -> bool:
+    return isinstance(value, Tensor | int | float) and not isinstance(value, bool)
+
+
+@contextmanager
+def as_usual() -> Iterator[None]:
+    """Inside, `in_double` has no say: for processors, whose pixels are the same for all and who keep what they find."""
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        yield
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -88,11 +105,12 @@ class Exact:
 
     Attributes:
         noise: Largest error seen in logits of a batch, as a share of the row's largest logit.
+        is_measured: Whether any were seen, or none ever will be.
     """
 
     def __init__(self, name: str, model: Any) -> None:
         self._name, self._model = name, model
-        self.noise = 0.0
+        self.noise, self.is_measured = 0.0, False
         self._has_failed = self._has_warned = False
 
     def __call__(self, forward: Callable[[], T]) -> T | None:
@@ -106,15 +124,16 @@ class Exact:
             if is_out_of_memory(error):
                 raise
             if not self._has_failed:
-                self._has_failed = True
+                self._has_failed = self.is_measured = True
                 reason = str(error).strip().partition("\n")[0]
                 log.warning("model %s: fails in float64, so answers may depend on the batch: %s", self._name, reason)
             return None
 
     def compare(self, exact: Tensor, found: Tensor) -> None:
         """Learn from exact logits (vocab,) and those found in a batch how far these are off."""
-        off = (exact - found.to(exact)).abs().nan_to_num(nan=0.0).max() / largest(exact)
-        self.noise = max(self.noise, float(off))
+        is_forbidden = (exact < FORBIDDEN) & (found < FORBIDDEN)  # the least number of a type, say
+        off = (exact - found.to(exact)).masked_fill(is_forbidden, 0).abs().nan_to_num(nan=0.0).max() / largest(exact)
+        self.noise, self.is_measured = max(self.noise, float(off)), True
         if self.noise > _TOO_NOISY and not self._has_warned:
             self._has_warned = True
             log.warning(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmalign.errors import SampleError
+from mmalign.lm.exact import as_usual
 from mmalign.lm.load import Loaded
 from mmalign.lm.prefix import arguments, pack_texts
 from mmalign.lm.prompt import Prompt
@@ -103,7 +104,8 @@ class Forwards:
 
     def _encode(self, texts: Sequence[str], prompts: Sequence[Prompt], side: PaddingSide) -> dict[str, Tensor]:
         try:
-            encoded = self.renderer.encode(texts, [p.media for p in prompts], side)
+            with as_usual():
+                encoded = self.renderer.encode(texts, [p.media for p in prompts], side)
         except (ValueError, TypeError, ArithmeticError) as error:
             raise SampleError(f"the model's processor refuses the chat: {error}") from error
         tensors: dict[str, Tensor] = {}

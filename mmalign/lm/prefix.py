@@ -31,6 +31,8 @@ REFUSALS = (ModelError, TypeError, ValueError, AttributeError, LookupError, Runt
 #: What rounding explains: in float32 the largest difference beside the largest log-prob, in types that are less exact
 #: the root mean square of one beside that of the other. Answers that see each other differ by more.
 TOLERANCE, COARSE = 1e-4, 0.05
+#: The same in float64.
+EXACT_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,11 +307,17 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def compare(
-    found: Callable[[], Tensor], expected: Tensor, *, is_exact: bool, how: str = "with the prompt shared"
+    found: Callable[[], Tensor],
+    expected: Tensor,
+    *,
+    is_exact: bool,
+    how: str = "with the prompt shared",
+    tolerance: float = TOLERANCE,
 ) -> tuple[Tensor | None, str]:
     """Log-probs (M,) that a forward finds, or None and why not: it fails, or is off from `expected` (M,).
 
-    With `is_exact` both come from float32 weights without autocast. `how` says what that forward does otherwise.
+    With `is_exact` both come from float32 weights without autocast. `how` says what that forward does otherwise,
+    `tolerance` how far rounding can take exact ones apart, as a share of the largest.
     """
     try:
         values = found()
@@ -318,7 +326,7 @@ def compare(
     except REFUSALS as error:
         return None, str(error).strip().partition("\n")[0] or type(error).__name__
     off, scale = (values - expected).abs(), expected.abs()
-    if off.max() <= TOLERANCE * scale.max():
+    if off.max() <= tolerance * scale.max():
         return values, ""
     if not is_exact and off.square().mean() <= COARSE**2 * scale.square().mean():
         return values, ""

@@ -154,7 +154,7 @@ class Renderer:
         """Tokens of a rendered text, media placeholders not expanded (one token each)."""
         ids = self._kept.get(text)
         if ids is None:
-            ids = self.tokenizer(text, add_special_tokens=self._adds_specials(text))["input_ids"]
+            ids = self.tokenizer(text, add_special_tokens=self._adds_specials(text), verbose=False)["input_ids"]
             if len(text) <= _MAX_KEPT_CHARACTERS:
                 if len(self._kept) >= _MAX_KEPT:
                     self._kept.clear()

@@ -95,7 +95,7 @@ class RowwiseSampling:
         logits = scores
         if self._has_penalty:
             scores = self._penalise(input_ids, scores)
-        noise: Tensor | None = None
+        rows = noise = None
         drawn = scores
         if len(self._keys):
             rows = (scores if self._all_drawn else scores[self._drawn]) / self._temperatures
@@ -105,17 +105,18 @@ class RowwiseSampling:
             drawn = kept if self._all_drawn else scores.index_copy(0, self._drawn, kept)
         if self._referee is None:
             return drawn
-        open_rows = self._open(logits, scores, noise)
+        open_rows = self._open(logits, scores, rows, noise)
         return self._judged(open_rows, input_ids, logits, drawn) if open_rows else drawn
 
-    def _open(self, logits: Tensor, scores: Tensor, noise: Tensor | None) -> list[int]:
+    def _open(self, logits: Tensor, scores: Tensor, rows: Tensor | None, noise: Tensor | None) -> list[int]:
         """Rows whose token could be another one for logits that differ in the last bits."""
-        slack = largest(logits) * self._slack * self._penalties.clamp(min=1 / self._penalties)
+        slack = largest(logits) * self._slack
+        if self._has_penalty:
+            slack = slack * self._penalties.clamp(min=1 / self._penalties)
         settled = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
         if not self._all_drawn:
             settled = is_settled(scores, 0.0, slack, [0], None)
-        if noise is not None:
-            rows = (scores if self._all_drawn else scores[self._drawn]) / self._temperatures
+        if rows is not None and noise is not None:
             slack = (slack if self._all_drawn else slack[self._drawn]) / self._temperatures
             top_p = self._top_p if self._has_top_p else None
             settled[self._drawn] = is_settled(rows, noise, slack, self._top_k, top_p)

@@ -28,7 +28,7 @@ CHOICE_SLACK, SOME_TIMES = 1e-5, 4
 #: Error allowed for beside it: rounding of noise and of sums of probabilities.
 _SUM_SLACK = 2.0**-16
 #: Logits below this say that a model never writes the token.
-_FORBIDDEN = -1e4
+FORBIDDEN = -1e4
 #: Log-odds and log-mass of options are told in steps of this many nats, some 1.6 % of the odds.
 GRID = 2.0**-6
 #: Log-probabilities of texts are told in steps of this many nats.
@@ -40,7 +40,10 @@ Referee = Callable[[int, Sequence[int], Tensor], Tensor | None]
 
 def largest(logits: Tensor) -> Tensor:
     """The largest size of a logit in each row (..., vocab), (..., 1). Tokens that a model forbids do not count."""
-    return logits.masked_fill(logits < _FORBIDDEN, 0).abs().amax(-1, keepdim=True)
+    least = logits.amin(-1, keepdim=True)
+    if (least < FORBIDDEN).any():
+        return largest(logits.masked_fill(logits < FORBIDDEN, 0))
+    return torch.maximum(logits.amax(-1, keepdim=True), -least)
 
 
 def is_settled(
@@ -58,12 +61,16 @@ def is_settled(
         top_p: (batch, 1), 1 keeps all; None where all rows keep all.
     """
     slack = slack + _SUM_SLACK
+    noisy = scores + noise
+    is_behind = noisy < noisy.amax(1, keepdim=True) - 2 * slack
+    if top_p is None and not any(0 < k < scores.shape[1] for k in top_k):
+        if is_behind.count_nonzero() == is_behind.numel() - len(is_behind):  # most often: one of each row is not behind
+            return torch.ones_like(is_behind[:, 0])
+        return is_behind.sum(1) == scores.shape[1] - 1
     limits = torch.tensor([[k if 0 < k < scores.shape[1] else scores.shape[1]] for k in top_k], device=scores.device)
-    best = (scores + noise).topk(2, dim=1)
-    is_ahead = best.values[:, :1] - best.values[:, 1:] > 2 * slack
     cuts_k = limits < scores.shape[1]
-    if top_p is None and not cuts_k.any():
-        return is_ahead[:, 0]
+    best = noisy.topk(2, dim=1)
+    is_ahead = best.values[:, :1] - best.values[:, 1:] > 2 * slack
     # Nearly always it is ahead of all tokens, even of those that are cut off, and far from being cut off itself.
     rivals = scores >= scores.gather(1, best.indices[:, :1]) - 2 * slack
     num_rivals = rivals.sum(1, keepdim=True)
@@ -125,7 +132,7 @@ def _top_p(scores: Tensor, slack: Tensor, doubt: Tensor, top_p: Tensor) -> tuple
     below = torch.nn.functional.pad(own.cumsum(1), (1, 0))
     most = below.gather(1, torch.searchsorted(ascending, ascending + 2 * slack, right=True))
     least = below.gather(1, torch.searchsorted(ascending, ascending - 2 * slack)) + own
-    margin = _margin(slack) + doubt / (1 - doubt).clamp(min=1e-3)
+    margin = (1 + _margin(slack)) / (1 - doubt).clamp(min=1e-3) - 1
     leads = ascending[:, -1:] - 2 * slack
     surely = (least - margin > 1 - top_p) | (top_p >= 1)
     maybe = (most + margin > 1 - top_p) | (top_p >= 1) | (ascending >= leads)

@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
@@ -25,7 +25,10 @@ from mmalign.media.blocks import Block
 from mmalign.media.ledger import Ledger
 from mmalign.types import Row
 
-_START = "import sys; sys.path[:] = {path!r}; from {entry} import main; main()"
+_START = "import sys; sys.path[:] = {path!r}; from {entry} import main; {then}"
+
+#: Longest time that is waited for a decoder, in seconds; clocks count no further than some billions.
+MAX_SECONDS: Final = 1e6
 
 #: For glibc in a child: keep what one frame was decoded in for the next, as asking the system for it anew takes as long
 #: as decoding. At most 64 MiB that are not in use are kept.
@@ -79,8 +82,17 @@ class Guard:
 
         `meanwhile` runs in this thread while the child works; what it raises ends the request. Raises MediaError with
         `request["name"]` when the file cannot be decoded, the time is over or the decoder crashed, and RecipeError when
-        the decoder does not load.
+        the decoder does not load, or no process can be started here, which is no file's fault.
         """
+        request = {**request, "seconds": min(request["seconds"], MAX_SECONDS)}
+        with suppress(_KilledError):  # when memory is short the system ends processes, and not the one that takes most
+            return self._decode(request, meanwhile)
+        try:
+            return self._decode(request, meanwhile)
+        except _KilledError as error:
+            raise MediaError(str(error)) from None
+
+    def _decode(self, request: Row, meanwhile: Callable[[], None]) -> Decoded:
         child = self._lent(request)
         ended = threading.Event()
 
@@ -107,7 +119,13 @@ class Guard:
                     f"{request['name']}: was not decoded within {request['seconds']:g} seconds; it is damaged, or "
                     "takes longer than data.decode_seconds allows"
                 ) from None
-            raise MediaError(f"{request['name']}: its decoder crashed ({child.fate()}); it may be damaged") from None
+            fate = child.fate()
+            message = f"{request['name']}: its decoder crashed ({fate}); it may be damaged"
+            if fate == "SIGKILL" and not child.is_interrupted:
+                raise _KilledError(message) from None
+            if fate.startswith("exit") and (reason := self._why_none_starts()):
+                raise RecipeError(f"the process that decodes pictures and clips does not start: {reason}") from None
+            raise MediaError(message) from None
         finally:
             watch.cancel()
             with self._lock:
@@ -138,10 +156,19 @@ class Guard:
                 self._busy.discard(child)
             child.end()
 
+    def _why_none_starts(self) -> str:
+        """Why no child gets as far as its first request; "" where one does."""
+        tried = subprocess.run(
+            _command(self._entry, "0"), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, timeout=300
+        )
+        lines = tried.stderr.decode("utf-8", "replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "no reason given") if tried.returncode else ""
+
     def interrupt(self) -> None:
         """End the children that are at work; whoever waits for them gets MediaError at once."""
         with self._lock:
             for child in self._busy:
+                child.is_interrupted = True
                 child.kill()
 
     def close(self) -> None:
@@ -156,25 +183,36 @@ class Guard:
 GUARD: Final = Guard()
 
 
+def _command(entry: str, then: str, *arguments: str) -> list[str]:
+    """What starts Python on the module `entry`, whose `main` is there when `then` runs."""
+    path = [place for place in sys.path if isinstance(place, str)]  # Python too passes over what is no text
+    return [sys.executable, "-c", _START.format(path=path, entry=entry, then=then), *arguments]
+
+
 class _Child:
-    """A process that decodes, used by one thread at a time."""
+    """A process that decodes, used by one thread at a time. Raises RecipeError where none can be started."""
 
     def __init__(self, entry: str) -> None:
-        self.ledger = Ledger()
-        shared = self.ledger.descriptor
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(path=sys.path, entry=entry), str(shared)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=[shared],
-            env={**_MALLOC, **os.environ},
-        )
+        with ExitStack() as stack:
+            stack.enter_context(_explained())
+            self.ledger = Ledger()
+            stack.callback(self.ledger.close)
+            shared = self.ledger.descriptor
+            self._process = subprocess.Popen(
+                _command(entry, "main()", str(shared)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=[shared],
+                env={**_MALLOC, **os.environ},
+            )
+            stack.pop_all()
         self._requests: IO[bytes] = self._process.stdin  # type: ignore[assignment]
         self._answers: Any = self._process.stdout
         self.is_late = False
         self.is_last = False  # whether the present request is the last
+        self.is_interrupted = False
 
     def ask(self, request: Row) -> bool:
         """Send a request; False when the child has ended since it was last used."""
@@ -223,6 +261,21 @@ class _Child:
             with suppress(OSError):
                 pipe.close()
         self.ledger.close()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RecipeError(
+            f"the process that decodes pictures and clips cannot be started: {error.strerror or error}; this machine's "
+            "limits (`ulimit -n`, `ulimit -u`) or its memory are used up"
+        ) from None
+
+
+class _KilledError(Exception):
+    """Somebody else ended the child; the message is the one for its file."""
 
 
 class _AnsweredError(Exception):

@@ -43,6 +43,9 @@ CHAT_TEMPLATE: Final = """
 {%- endif -%}
 """
 
+#: By which `transformers serve` tells an answer from its prompt; it would take the turns for those of Qwen3-VL.
+RESPONSE_TEMPLATE: Final = {"start_anchor": "<|assistant|>", "fields": {"content": {"close": END}}}
+
 
 def build_processor() -> Any:
     """The Qwen3VLProcessor: every picture and frame is brought to 64x64, which makes 16 tokens."""
@@ -55,6 +58,7 @@ def build_processor() -> Any:
         padding_side="left",
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
+        response_template=RESPONSE_TEMPLATE,
     )
     pixels = {
         "patch_size": PATCH,

@@ -80,6 +80,18 @@ def test_everything_broken_is_told_one_by_one(fake: Fake) -> None:
     assert [outcome.is_well for outcome in child.run(names, seconds=30).values()] == [False] * 3
 
 
+def test_ctrl_c_ends_the_trials(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> list[Finding]:
+        raise KeyboardInterrupt
+
+    fake("slowpackage", f"import time, pathlib; time.sleep(3); pathlib.Path({str(tmp_path / 'waited')!r}).touch()")
+    monkeypatch.setattr(packages, "groups", lambda installed: [["slowpackage", "json"]])
+    monkeypatch.setattr(doctor.machine, "findings", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        doctor.findings()
+    assert not (tmp_path / "waited").exists()
+
+
 def lines(**loaded: Outcome) -> dict[str, Finding]:
     return {finding.check: finding for finding in packages.findings(packages.installed(), loaded)}
 

@@ -1,10 +1,11 @@
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mmalign.cli import RECIPE_VERBS, main
+from mmalign.cli import RECIPE_VERBS, VERBS, main
 
 
 def test_without_a_verb_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,8 +87,19 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "run" / "scenes").touch()  # a file where a folder has to be
     assert main(["generate", str(recipe), "--output", str(tmp_path / "run")]) == 2
     (told,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("pairs: ")]
-    assert told.startswith("mmalign: ")
-    assert told.endswith("what is done is kept")
+    assert told.startswith(f"mmalign: {tmp_path / 'run' / 'scenes'}: cannot be written (file exists); ")
+    assert told.endswith("a file stands where a folder has to be; move it away or name another output")
+
+
+def test_what_the_system_refuses_where_nobody_expects_it_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error", "a\nb")
+
+    monkeypatch.setitem(VERBS, "list", refused)
+    assert main(["list"]) == 2
+    assert capsys.readouterr().err == "mmalign: a\\nb: Input/output error; what is done is kept\n"
 
 
 def test_output_below_the_pictures_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

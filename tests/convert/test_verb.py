@@ -57,6 +57,26 @@ def test_media_go_along_when_asked(source: Path, capsys: pytest.CaptureFixture[s
     assert "not copied" not in capsys.readouterr().out
 
 
+def test_where_the_media_are_is_told_as_it_is(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["convert", str(source), "--to", "trl", "--output", str(source.parent / "out"), "--skip-unfit"]
+    assert main(command) == 0
+    assert "media are not copied; their paths are absolute, for this machine\n" in capsys.readouterr().out
+
+
+def test_an_interrupted_conversion_does_not_say_that_something_is_kept(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Survey, seen: Seen) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Survey, "add", interrupted)
+    before = sorted(source.parent.rglob("*"))
+    out = source.parent / "out"
+    assert main(["convert", str(source), "--to", "swift", "--output", str(out)]) == 130
+    assert capsys.readouterr().err == f"mmalign: convert: interrupted; nothing was written to {out}\n"
+    assert sorted(source.parent.rglob("*")) == before
+
+
 def test_the_parser_knows_all_formats() -> None:
     assert set(TARGETS) == set(FORMATS)
     assert set(SOURCES) == {*READERS, OWN}

@@ -124,7 +124,7 @@ def test_the_key_is_stored_and_shown_nowhere(
     with Unruly(lambda request, number: hashed(request) if number < 4 else echo) as server:
         assert generate(server.url, tmp_path / "run", *flags, "--server.max_in_flight", "1") == 2
         refused = Reply({"error": KEY}, 422)
-        server.behave = lambda request, number: refused if number == 6 and not request.is_trial else hashed(request)
+        server.behave = lambda request, number: refused if number == 7 and not request.is_trial else hashed(request)
         assert generate(server.url, tmp_path / "run", *flags) == 0
         assert all(request.headers["authorization"] == f"Bearer {KEY}" for request in server.requests)
     printed = capfd.readouterr()

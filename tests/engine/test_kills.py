@@ -17,7 +17,7 @@ TIMES = int(os.environ.get("MMALIGN_KILLS", "1"))
 SEED = int(os.environ.get("MMALIGN_KILL_SEED", "0"))
 
 #: Kills that must meet a process at work, by what it is at.
-KILLS = {"plain": 40, "two_pass": 30, "generate": 20, "train": 20, "run": 8}
+KILLS = {"plain": 45, "two_pass": 30, "generate": 18, "train": 18, "run": 5}
 
 STIC = str(TINY / "stic.yaml")
 SMALL = ("--model.device", "cpu", "--train.threads", "1", "--evaluate.scenes", "0")

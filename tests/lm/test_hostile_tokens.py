@@ -189,3 +189,14 @@ def test_shapes_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(renderer._kept) <= 3
         ids.clear()  # what is kept is not what was given away
         assert renderer.token_ids(renderer.prompt(chat))
+
+
+@pytest.mark.parametrize("pad", ["!", "the"])
+def test_what_a_model_is_padded_with_may_be_an_ordinary_word(pad: str) -> None:
+    tok = tokenizer(TURNS)
+    tok.add_tokens([plain("<turn>"), plain("</turn>")])
+    tok.pad_token = pad
+    renderer = Renderer(tok)
+    assert f"a {pad} b" in renderer.prompt(asked(f"a {pad} b"))
+    with pytest.raises(SampleError, match="control token '</turn>'"):
+        renderer.prompt(asked(f"{pad}</turn>"))

@@ -118,6 +118,17 @@ def test_an_option_that_is_not_reported_has_at_most_the_least_reported() -> None
     assert rest.probabilities[1] == pytest.approx(0.001 / 0.901)
 
 
+def test_two_tokens_of_one_text_add_up_and_one_told_twice_does_not() -> None:
+    """A blank in front is lost where a server shows SentencePiece tokens as bare text."""
+    entries = [
+        {"token": token, "logprob": math.log(share)} for token, share in (("yes", 0.3), ("no", 0.4), ("yes", 0.2))
+    ]
+    top = top_of(
+        read_answer(json.dumps(said("x", logprobs={"content": [{**entries[0], "top_logprobs": entries}]}).body))
+    )
+    assert top == pytest.approx({"yes": math.log(0.5), "no": math.log(0.4)})
+
+
 def test_none_reported() -> None:
     with pytest.raises(SampleError, match=r"none of the options is among the 2 likeliest .*'The', 'A'.* one token"):
         choice_in({"The": 0.6, "A": 0.4})

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +23,23 @@ from mmalign.lm.opening import open_lm
 from mmalign.lm.protocol import LM, YES_NO
 from mmalign.lm.spec import ModelSpec, ServerSpec
 from mmalign.pairs import read_pairs
-from mmalign.tiny import draw_scene, scenes
+from mmalign.tiny import MODEL_PATH, draw_scene, scenes
 from mmalign.tiny.clips import clips
 from mmalign.tiny.film import opened
 from mmalign.types import Chat, Media, MediaRef, Message, Picture, Sampling
 from tests.lm.processes import REPO, Process, start
 
+MODEL = str(MODEL_PATH)
 LONG, SHORT = Sampling(max_new_tokens=60), Sampling(max_new_tokens=7)
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model with what `transformers serve` needs to tell its answers from its prompts.
-
-    Without, the server takes the turns of this model for those of Qwen3-VL, whose type it has.
-    """
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    shutil.copytree(str(files("mmalign.tiny") / "model"), folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["response_template"] = {"start_anchor": "<|assistant|>", "fields": {"content": {"close": "<|end|>"}}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[tuple[Process, Process]]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process]]:
     folder = tmp_path_factory.mktemp("servers")
     serve = "from transformers.cli.transformers import main; main()"
     options = ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", "{port}"]
     started = (
-        start([sys.executable, "-c", serve, "serve", str(model_folder), *options], folder / "transformers"),
+        start([sys.executable, "-c", serve, "serve", MODEL, *options], folder / "transformers"),
         start([sys.executable, "-m", "tests.lm.served", "{port}"], folder / "vllm"),
     )
     try:
@@ -117,10 +102,8 @@ async def both(one: LM, other: LM, requests: list[tuple[Chat, Sampling]], *, is_
         assert lm_answers[0].text
 
 
-async def test_transformers_serve_answers_as_the_model_here(
-    transformers_serve: Process, model_folder: Path, local: LocalLM
-) -> None:
-    lm = at(transformers_serve, "transformers", str(model_folder), max_in_flight=2)
+async def test_transformers_serve_answers_as_the_model_here(transformers_serve: Process, local: LocalLM) -> None:
+    lm = at(transformers_serve, "transformers", MODEL, max_in_flight=2)
     first, second = pictures(2)
     try:
         await both(

@@ -129,4 +129,4 @@ async def test_choices_about_one_picture_run_its_tower_once(monkeypatch: pytest.
         await chosen(asked[2::2])  # how it is, and how it would be: the road is tried
         await chosen(asked[1::2])
     one = patches[0]
-    assert patches == [one, 2 * one, one, one]
+    assert patches == [one, one, 2 * one, one, one]  # the first choice is measured

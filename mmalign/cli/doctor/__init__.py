@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -27,9 +28,13 @@ def main(*, as_json: bool = False, dry_run: bool = False) -> int:
 def findings(*, quick: bool = False) -> list[Finding]:
     """All findings. `quick` loads nothing, so it says only what is installed."""
     installed = packages.installed()
+    stopping = threading.Event()
     with ThreadPoolExecutor() as pool:
-        groups = [] if quick else packages.groups(installed)
-        loading = [pool.submit(child.run, group) for group in groups]
-        here = [*machine.findings(), *limits.findings()]
-        loaded = {name: outcome for future in loading for name, outcome in future.result().items()}
+        try:
+            groups = [] if quick else packages.groups(installed)
+            loading = [pool.submit(child.run, group, stopping=stopping) for group in groups]
+            here = [*machine.findings(), *limits.findings()]
+            loaded = {name: outcome for future in loading for name, outcome in future.result().items()}
+        finally:
+            stopping.set()  # after Ctrl-C nobody waits for the trials
     return [*packages.findings(installed, loaded), *here]

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,17 +41,21 @@ class Outcome:
     advice: str = ""
 
 
-def run(names: Sequence[str], seconds: float = SECONDS) -> dict[str, Outcome]:
-    """Outcomes of trials by their names (`mmalign.cli.doctor.trials`), in order. Raises nothing of what they raise."""
+def run(names: Sequence[str], seconds: float = SECONDS, stopping: threading.Event | None = None) -> dict[str, Outcome]:
+    """Outcomes of trials by their names (`mmalign.cli.doctor.trials`), in order. Raises nothing of what they raise.
+
+    Once `stopping` is set the child is ended, and what is found is worth nothing.
+    """
+    stopping = stopping or threading.Event()
     found: dict[str, Outcome] = {}
     left = list(names)
-    while left:
-        found |= _one_child(left, seconds)
+    while left and not stopping.is_set():
+        found |= _one_child(left, seconds, stopping)
         left = [name for name in left if name not in found]
     return found
 
 
-def _one_child(names: Sequence[str], seconds: float) -> dict[str, Outcome]:
+def _one_child(names: Sequence[str], seconds: float, stopping: threading.Event) -> dict[str, Outcome]:
     """Outcomes of the first trials, at least one of them."""
     with tempfile.TemporaryDirectory(prefix="mmalign-doctor-", ignore_cleanup_errors=True) as folder:
         notes = Path(folder) / "notes"
@@ -65,7 +70,7 @@ def _one_child(names: Sequence[str], seconds: float) -> dict[str, Outcome]:
                 start_new_session=True,
             )
         try:
-            is_late = not _wait(child, notes, seconds)
+            is_late = not _wait(child, notes, seconds, stopping)
         finally:
             _end(child)
         found = _read(notes)
@@ -76,10 +81,10 @@ def _one_child(names: Sequence[str], seconds: float) -> dict[str, Outcome]:
         return found
 
 
-def _wait(child: subprocess.Popen[bytes], notes: Path, seconds: float) -> bool:
-    """Until the child ends. False when it adds no note for so long."""
+def _wait(child: subprocess.Popen[bytes], notes: Path, seconds: float, stopping: threading.Event) -> bool:
+    """Until the child ends or has to. False when it adds no note for so long."""
     size, since = -1, time.monotonic()
-    while child.poll() is None:
+    while child.poll() is None and not stopping.is_set():
         now = notes.stat().st_size
         if now != size:
             size, since = now, time.monotonic()

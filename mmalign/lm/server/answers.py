@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mmalign.errors import SampleError
@@ -79,12 +79,18 @@ def top_of(answer: Mapping[str, Any]) -> dict[str, float] | None:
     tops = first.get("top_logprobs") if isinstance(first, dict) else None
     if not isinstance(tops, list) or not tops:
         return None
-    found: dict[str, float] = {}
+    found: dict[str, set[float]] = {}
     for entry in (*tops, first):  # a sampled token outside of the likeliest is reported beside them
         token, logp = (entry.get("token"), entry.get("logprob")) if isinstance(entry, dict) else (None, None)
         if isinstance(token, str) and isinstance(logp, int | float) and not math.isnan(logp) and logp <= 1e-3:
-            found[token] = max(found.get(token, -math.inf), min(float(max(logp, _LEAST)), 0.0))
-    return found or None
+            found.setdefault(token, set()).add(min(float(max(logp, _LEAST)), 0.0))
+    # Two tokens may have one text ("yes" at the start of a word and inside of one); a token told twice has one number.
+    return {token: min(_log_sum(logps), 0.0) for token, logps in found.items()} or None
+
+
+def _log_sum(logps: Collection[float]) -> float:
+    most = max(logps)
+    return most + math.log(math.fsum(math.exp(logp - most) for logp in sorted(logps)))
 
 
 def choice_of(top: Mapping[str, float], options: Sequence[Option]) -> Choice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,6 +42,8 @@ from mmalign.train.config import FREE_KEYS as TRAIN_FREE_KEYS
 from mmalign.train.distributed.launch import ALONE, Launch, shares_weights
 from mmalign.train.stages import train_pairs
 from mmalign.types import MediaRef, SampleRow
+
+log = logging.getLogger("mmalign")
 
 #: Beside a trained model: the settings that its weights depend on.
 MADE_WITH = "train/made_with.json"
@@ -221,6 +224,9 @@ def crew_of(recipe: Recipe) -> Crew | None:
         )
         opener = partial(open_on_node, model=model, batch_size=generate.batch_size, server=server)
         return RemoteCrew(cluster, opener, generate.workers)
+    for key in ("ray_address", "gpus_per_worker"):
+        if getattr(generate, key) is not None:
+            log.warning("generate.%s counts with engine: ray only; this run is made on this machine", key)
     if generate.workers == 1:
         return None
     opener = partial(open_on_machine, model=model, batch_size=generate.batch_size, server=server)

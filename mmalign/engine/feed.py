@@ -76,6 +76,7 @@ class Feed:
         self._ended = False
         self._version = (version_of("mmalign") or "").encode()
         self._known: Known | None = None
+        self._met = np.zeros(0, np.bool_)
         self._surveys: Known | None = None
         self._open: set[str] = set()
 
@@ -106,13 +107,14 @@ class Feed:
         """The samples to do of the next chunk, and how many of the others there are of each status."""
         if self._known is None:  # before this pass wrote anything: nothing has been handed out yet
             self._known = self._journal.known(self._phase)
+            self._met = np.zeros(len(self._known.keys), np.bool_)
             self._surveys = self._journal.known("survey") if self._surveyed else None
         chunk = next(self._chunks, None)
         if chunk is None:
             return None
         rows, keys, prints = self._samples(chunk, self._known)
         places = self._known.places(keys)
-        self._refuse_marked(chunk, keys, places, self._known)
+        self._refuse_met(chunk, keys, places)
         done = places >= 0
         done[done] = self._is_valid(self._known, places[done], prints[done])
         wanted = np.ones(len(keys), np.bool_)
@@ -155,14 +157,15 @@ class Feed:
         valid: Flags = (known.prints[places] == prints) & ~retried
         return valid
 
-    def _refuse_marked(self, chunk: Chunk, keys: Numbers, places: Numbers, known: Known) -> None:
-        """Raises DataError where an id is in the chunk twice, or in it and in an earlier one whose sample was done."""
+    def _refuse_met(self, chunk: Chunk, keys: Numbers, places: Numbers) -> None:
+        """Raises DataError where an id is in the chunk twice, or in it and, with an outcome, in an earlier one."""
         twice = np.ones(len(keys), np.bool_)
         twice[np.unique(keys, return_index=True)[1]] = False
         is_known = places >= 0
-        twice[is_known] |= self.wants.among(known.seqs[places[is_known]])
+        twice[is_known] |= self._met[places[is_known]]
         if twice.any():
             raise _twice(list(chunk.rows())[int(twice.argmax())])
+        self._met[places[is_known]] = True
 
     def _open_all(self, chunk: Chunk, ids: list[str]) -> None:
         """Note samples that are handed out. Raises DataError where one has been before."""

@@ -47,6 +47,9 @@ _FORMAT = "2"
 #: The note of what was written from the outcomes; it goes as soon as one changes.
 WRITTEN = "written"
 
+#: The note of the latest number when outcomes were last forgotten.
+_LAST_CLEARED = "last_cleared"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -118,7 +121,7 @@ class Journal:
             )
         with self._explained():
             (last,) = self._db.execute("SELECT max(seq) FROM outcome").fetchone()
-        self._seq: int = last or 0
+        self._seq: int = max(last or 0, int(self.note(_LAST_CLEARED) or 0))
         self._unseen: list[tuple[bytes, bytes]] = []
 
     @property
@@ -191,6 +194,7 @@ class Journal:
             self._db.execute("DELETE FROM note WHERE key = ?", (WRITTEN,))
             self._db.execute("DELETE FROM made WHERE seq IN (SELECT seq FROM outcome WHERE phase = ?)", (phase,))
             self._db.execute("DELETE FROM outcome WHERE phase = ?", (phase,))
+            self._db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (_LAST_CLEARED, str(self._seq)))
 
     def known(self, phase: Phase) -> Known:
         """All outcomes of a phase, by the keys of their samples."""

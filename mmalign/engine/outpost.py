@@ -14,12 +14,12 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mmalign import errors
 from mmalign.engine.crew import Passes
+from mmalign.engine.environment import version_of
 from mmalign.engine.feed import Job
 from mmalign.engine.journal import Outcome, Phase
 from mmalign.engine.task import NUM_OPENERS, Task
@@ -74,7 +74,7 @@ class Hello:
 
 def facts(task: Task) -> dict[str, Any]:
     """What must be the same in all processes of a run, so that each of them makes the same pairs."""
-    return task.maker() | {"versions": {name: version(name) for name in _PACKAGES}}
+    return task.maker() | {"versions": {name: version_of(name) for name in _PACKAGES}}
 
 
 class Outpost:

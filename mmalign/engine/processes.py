@@ -32,6 +32,9 @@ _START = "import sys; sys.path[:] = {path!r}; from mmalign.engine.process import
 #: The length of a frame.
 HEAD = struct.Struct("<Q")
 
+#: Seconds that the last words of a dead worker are waited for: a program that it started may hold its output open.
+LAST_WORDS_S = 2.0
+
 #: Signals that stop a run go to all of its processes; the driver says when a worker's work is over.
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -107,7 +110,7 @@ class _Process(Link):
             return
         self._process.kill()
         await asyncio.to_thread(self._process.wait)
-        await asyncio.to_thread(self._relay.join)
+        await asyncio.to_thread(self._relay.join, LAST_WORDS_S)
         assert self._process.stdin is not None
         self._process.stdin.close()
 
@@ -138,7 +141,7 @@ class _Process(Link):
                 if waiting is not None and not waiting.done():
                     waiting.set_result(value)
         await asyncio.to_thread(_end_of, process)
-        await asyncio.to_thread(self._relay.join)  # its last words come before the news of its death
+        await asyncio.to_thread(self._relay.join, LAST_WORDS_S)  # its last words come before the news of its death
         self._lost = Lost(_fate(process.returncode))
         for waiting in self._waiting.values():
             if not waiting.done():
@@ -159,7 +162,8 @@ async def read_frame(reader: asyncio.StreamReader) -> tuple[int, Any]:
 
 
 def _start(number: int, theirs: socket.socket, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    code = _START.format(path=sys.path, socket=theirs.fileno(), number=number)
+    path = [place for place in sys.path if isinstance(place, str)]  # Python too passes over what is no text
+    code = _START.format(path=path, socket=theirs.fileno(), number=number)
     # The worker is born deaf to the signals that stop a run, and says itself from when on it ignores them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
@@ -204,7 +208,8 @@ class _Log:
             for line in stream:
                 text = line.decode("utf-8", "replace").rstrip()
                 if text and self._is_new(text, own):
-                    print(f"worker {number}: {text}", file=sys.stderr, flush=True)
+                    with suppress(OSError):  # nobody reads it; the worker must not wait for that
+                        print(f"worker {number}: {text}", file=sys.stderr, flush=True)
 
     def _is_new(self, text: str, own: Counter[str]) -> bool:
         """Whether no other worker has said it as often as this one."""

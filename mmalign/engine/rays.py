@@ -113,10 +113,8 @@ class RayCluster:
 class Worker:
     """The actor; Ray shows this name before what it prints."""
 
-    async def place(self) -> str:
-        """The node that it runs on."""
-        node: str = _ray().get_runtime_context().get_node_id()
-        return node
+    async def place(self) -> None:
+        """Answers once the actor has its place on a node."""
 
     async def begin(self, orders: Orders, number: int) -> Hello | MMAlignError:
         try:
@@ -149,7 +147,7 @@ class _Actor(Link):
         self._actor = actor
         self._ray = ray
         self._needs = needs
-        self._node = ""
+        self._gone: asyncio.Future[Lost] = asyncio.get_running_loop().create_future()
 
     async def begin(self, orders: Orders) -> Hello:
         placing = asyncio.create_task(self._ask(self._actor.place))
@@ -161,7 +159,7 @@ class _Actor(Link):
                 log.warning("worker %d waits for %s to be free on the Ray cluster", self._number, self._needs)
         finally:
             placing.cancel()
-        self._node = await placing
+        await placing
         hello: Hello = await self._ask(self._actor.begin, orders, self._number)
         return hello
 
@@ -173,11 +171,16 @@ class _Actor(Link):
         return outcome
 
     async def lost(self) -> Lost:
+        # Where an actor is out of reach for a while, calls fail and `stay` may not; it is replaced all the same.
+        staying = asyncio.create_task(self._ask(self._actor.stay))
         try:
-            await self._ask(self._actor.stay)
-        except Lost as lost:
-            return lost
-        raise AssertionError("an actor's `stay` has ended")
+            await asyncio.wait({staying, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._gone.done():
+                staying.result()
+            return self._gone.result()
+        finally:
+            staying.cancel()
+            await asyncio.gather(staying, return_exceptions=True)
 
     async def end(self) -> None:
         with suppress(Exception):  # it is dead, or its cluster is gone
@@ -191,7 +194,10 @@ class _Actor(Link):
             cause = str(error).strip().splitlines()[-1]
             raise MMAlignError(f"worker {self._number}: {cause}; is mmalign installed alike on all nodes?") from None
         except errors.RayError as error:
-            raise self._loss(error) from None
+            lost = self._loss(error)
+            if not self._gone.done():
+                self._gone.set_result(lost)
+            raise lost from None
         if isinstance(said, MMAlignError):
             raise said
         return said

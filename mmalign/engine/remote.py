@@ -32,7 +32,8 @@ log = logging.getLogger("mmalign.engine")
 NUM_ALONE = 3
 #: After so many deaths in a row while it is started, there is no further try to start a worker.
 NUM_STARTS = 3
-#: When workers died so often and no sample was finished in between, the run ends. With many workers: 3 times each.
+#: When workers died so often and no sample was finished or quarantined in between, the run ends. With many workers: 3
+#: times each.
 NUM_IN_ROW = 10
 
 
@@ -92,6 +93,7 @@ class RemoteCrew(Crew):
             except Lost as lost:
                 case.survived(lost, alone=member.crowd_at_death() == 1)
                 if case.num_alone == NUM_ALONE:
+                    self._num_in_row = 0
                     return _quarantined(phase, job, str(lost))
                 continue
             finally:
@@ -107,7 +109,10 @@ class RemoteCrew(Crew):
                 raise self._failure
             case.place = asyncio.get_running_loop().create_future()
             queue = self._suspects if case.is_suspect else self._fresh
-            queue.append(case)
+            if case.is_suspect and case.company == 1:  # decided first: one worker less is kept from the others
+                queue.appendleft(case)
+            else:
+                queue.append(case)
             self._hand_out()
             try:
                 member = await case.place
@@ -210,6 +215,8 @@ class RemoteCrew(Crew):
         for case in (*self._suspects, *self._fresh):
             if not case.place.done():
                 case.place.set_exception(error)
+        self._suspects.clear()  # before they are handed out by somebody who ends at the same time
+        self._fresh.clear()
 
 
 @dataclass(eq=False, slots=True)

@@ -83,10 +83,9 @@ class Task:
             return []  # there are rows without media, too; where a row has some, `open` tells
 
     def look_for(self, landmarks: list[str]) -> None:
-        """Raise StoreError where the data folder does not hold these names."""
-        for name in landmarks:
-            if not (self.data_root / name).exists():
-                raise StoreError(_unseen(self.data_root))
+        """Raise StoreError where the data folder holds none of these names; some may have been removed meanwhile."""
+        if landmarks and not any((self.data_root / name).exists() for name in landmarks):
+            raise StoreError(_unseen(self.data_root))
 
 
 def _unseen(root: Path) -> str:

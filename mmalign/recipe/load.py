@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -198,13 +199,19 @@ def _set(values: dict[str, Any], key: str, value: str) -> None:
     values[last] = value
 
 
+#: What a user calls the types of values.
+_TYPES = {"bool": "true or false", "dict": "a mapping", "float": "a number", "int": "a whole number", "tuple": "a list"}
+
+
 def _one_line(error: ArgumentError) -> str:
     text = " ".join(str(error).split())
     if "Does not validate against any of the Union" in text:
-        text = f"{text.partition(':')[0]}: wrong value {text.rpartition('Given value: ')[2]}"
+        key, value = text.partition(":")[0], text.rpartition("Given value: ")[2]
+        kind = re.search(r"Subtypes: \[(<class '(?:bool|float|int)'>), <class 'NoneType'>\]", text)
+        text = f"{key}: wrong value {value}" if kind is None else f"{key}: expected a {kind[1]}. Got value: {value}"
     text = text.replace("a typing.Literal[", "one of [")
-    for kind, told in (("dict", "a mapping"), ("tuple", "a list"), ("float", "a number"), ("int", "a whole number")):
-        text = text.replace(f"a <class '{kind}'>", told)
+    for name, told in _TYPES.items():
+        text = text.replace(f"a <class '{name}'>", told)
     return text.replace('Parser key "', "").replace('": Expected', ": expected").replace('":', ":")[:300]
 
 

@@ -35,7 +35,7 @@ def scripted(number: int) -> LM:
     return ScriptedLM(answer)
 
 
-def unloadable(number: int) -> LM:
+def unloadable(number: int, **_: Any) -> LM:
     raise ModelError("model.name 'no/model': there is no such folder")
 
 

@@ -113,6 +113,13 @@ def test_an_id_is_refused_that_this_start_has_made_and_written(tmp_path: Path, m
         make(tmp_path, rows)
 
 
+def test_an_id_is_refused_whose_first_row_changed_and_whose_second_did_not(tmp_path: Path) -> None:
+    rows = sample_rows(300)
+    make(tmp_path, rows)
+    with pytest.raises(DataError, match=r"the sample id 'sample-0' occurs twice \(again by row 301\)"):
+        make(tmp_path, [SampleRow("sample-0", prompt="Another?"), *rows[1:], rows[0]])
+
+
 async def test_a_scripted_model_remembers_the_first_chats_only() -> None:
     lm = ScriptedLM({"*": "x"})
     for number in range(MAX_ASKED + 5):

@@ -18,7 +18,7 @@ import pytest
 from mmalign import samples as samples_module
 from mmalign.chunked import CHUNK_ROWS, chunks_of
 from mmalign.engine import RunDir, Silent, Summary, generate
-from mmalign.engine.journal import Status
+from mmalign.engine.journal import Journal, Outcome, Status
 from mmalign.errors import DataError, StoreError
 from mmalign.lm.scripted import ScriptedLM
 from mmalign.samples import read_samples
@@ -255,3 +255,16 @@ def test_a_kill_before_the_note_writes_the_files_again(run: Path) -> None:
     assert pair_bytes(run / "run") == content
     assert all(now != then for now, then in zip(states(run / "run"), before, strict=True))
     assert not list((run / "run" / "round-0").glob(".*"))
+
+
+def test_numbers_of_outcomes_grow_though_some_are_forgotten(tmp_path: Path) -> None:
+    def outcome(name: str) -> Outcome:
+        return Outcome(phase="pairs", sample_id=name, status="quarantined", fingerprint=0)
+
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        journal.write([outcome("a"), outcome("b")])
+        journal.clear("pairs")
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        assert journal.last_seq == 2  # what was to be tried again up to 2 is not what comes now
+        journal.write([outcome("c")])
+        assert journal.seqs("pairs").tolist() == [3]

@@ -2,67 +2,64 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from mmalign import pipeline
 from mmalign.cli import main
+from mmalign.recipe.load import load_recipe
 from tests.engine.cases import pair_bytes
+from tests.engine.crews import unloadable
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "image" / "stic.yaml"
 
 
-def generate(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mmalign", *words(path, *flags)],
-        cwd=path.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def words(path: Path, *flags: str) -> list[str]:
-    return ["generate", str(RECIPE), "--data.scenes", "6", "--model.device", "cpu", "--output", path.name, *flags]
+    return ["generate", str(RECIPE), "--data.scenes", "6", "--model.device", "cpu", "--output", str(path), *flags]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("alone"))
-        assert main(words(Path("run"))) == 0
-        return pair_bytes(Path("run"))
+    path = tmp_path_factory.mktemp("alone") / "run"
+    assert main(words(path)) == 0
+    return pair_bytes(path)
 
 
+# Each worker that loads the model costs seconds; several actors are the matter of test_ray.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "flags",
-    [("--generate.workers", "2"), ("--engine", "ray", "--generate.workers", "2", "--generate.cpus_per_worker", ".5")],
+    [("--generate.workers", "2"), ("--engine", "ray", "--generate.cpus_per_worker", ".5")],
 )
-def test_the_same_pairs(tmp_path: Path, alone: bytes, flags: tuple[str, ...]) -> None:
+def test_the_same_pairs(
+    tmp_path: Path,
+    alone: bytes,
+    flags: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     if "ray" in flags:
         pytest.importorskip("ray")
-    done = generate(tmp_path / "run", *flags)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    assert main(words(tmp_path / "run", *flags)) == 0
     assert pair_bytes(tmp_path / "run") == alone
-    progress = [line for line in done.stderr.splitlines() if not line.startswith("pairs: ")]
+    progress = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("pairs: ")]
     assert progress == []  # neither Ray nor the workers have anything to say
     assert len(alone) > 5000
-    left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
-    assert not [words for words in left if words and str(tmp_path) in " ".join(words)]
+    left = {child.pid: child.name() for child in psutil.Process().children(recursive=True) if child.pid not in before}
+    assert left == {}
 
 
-def test_a_model_that_is_not_there_is_told_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    flags = words(tmp_path / "run", "--generate.workers", "2", "--model.name", "./nothing")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        assert main(flags) == 2
-    assert capfd.readouterr().err == "mmalign: model.name './nothing': there is no such folder\n"
+def test_a_model_that_is_not_there_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "open_on_machine", unloadable)
+    assert main(words(tmp_path / "run", "--generate.workers", "2")) == 2
+    assert capfd.readouterr().err == "mmalign: model.name 'no/model': there is no such folder\n"
 
 
 def test_values_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +67,15 @@ def test_values_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("--generate.workers", "0", "generate.workers is 0; it must be 1 or more"),
         ("--generate.cpus_per_worker", "0", "generate.cpus_per_worker is 0.0; it must be a number above 0"),
         ("--generate.gpus_per_worker", "-1", "generate.gpus_per_worker is -1.0; it must be 0 or more"),
+        ("--generate.gpus_per_worker", "one", "generate.gpus_per_worker: expected a number. Got value: one"),
+        ("--generate.retry_quarantined", "maybe", "retry_quarantined: expected true or false. Got value: maybe"),
         ("--engine", "slurm", "engine"),
     ):
         assert main(words(tmp_path / "run", flag, value)) == 2
         assert told in capsys.readouterr().err
+
+
+def test_keys_of_ray_are_not_passed_over_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = load_recipe(RECIPE, ["--generate.ray_address", "auto", "--output", str(tmp_path)])
+    assert pipeline.crew_of(recipe) is None
+    assert caplog.messages == ["generate.ray_address counts with engine: ray only; this run is made on this machine"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmalign.engine import remote
@@ -25,6 +25,7 @@ from tests.engine.cases import Plain, sample_rows
 from tests.engine.crews import scripted
 
 TASK = Task(Plain(), 0, 0, Path("/"), MediaLimits())
+FACTS = facts(TASK)
 
 
 class Made(Link):
@@ -40,7 +41,7 @@ class Made(Link):
         self._site.num_begun += 1
         if self._site.num_begun > 1 and self._site.num_begun in self._site.failing:
             raise self._site.failing[self._site.num_begun]
-        return Hello("scripted", "here", facts(TASK))
+        return Hello("scripted", "here", FACTS)
 
     async def learn(self, known: bytes) -> None:
         self._site.num_told += 1
@@ -115,7 +116,13 @@ async def work_all(site: Village, num: int, num_workers: int, concurrency: int, 
         return await asyncio.gather(*(crew.work("pairs", Job(row)) for row in sample_rows(num)))
 
 
-@settings(max_examples=60)
+@pytest.fixture(autouse=True)
+def facts_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions of packages are read from the disk."""
+    monkeypatch.setattr(remote, "facts", lambda task: FACTS)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 1 << 32),
     num_workers=st.integers(1, 4),
@@ -173,3 +180,32 @@ def test_a_mistake_that_a_new_worker_finds_ends_the_run() -> None:
     site = Village(poison={"sample-3"}, failing={2: MMAlignError("the data folder is gone")})
     with pytest.raises(MMAlignError, match="the data folder is gone"):
         asyncio.run(work_all(site, 20, 1, 4))
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_many_samples_that_kill_are_quarantined_one_by_one_and_the_run_goes_on(num_workers: int) -> None:
+    poison = {f"sample-{index}" for index in range(30, 40)}
+    outcomes = asyncio.run(work_all(Village(poison=poison), 40, num_workers, 16))
+    assert {outcome.sample_id for outcome in outcomes if outcome.status == "quarantined"} == poison
+
+
+def test_a_failure_reaches_those_who_wait_while_others_finish() -> None:
+    class Failing(Made):
+        async def work(self, phase: Phase, job: Job) -> Outcome:
+            outcome = await super().work(phase, job)
+            crew._fail(MMAlignError("another worker cannot go on"))
+            return outcome
+
+    site = Village()
+    site.link = lambda number: Failing(site)  # type: ignore[method-assign]
+    crew = RemoteCrew(site, scripted, 1)
+
+    async def work() -> list[Outcome | BaseException]:
+        async with crew.at_work(TASK, 2):
+            return await asyncio.gather(
+                *(crew.work("pairs", Job(row)) for row in sample_rows(6)), return_exceptions=True
+            )
+
+    outcomes = asyncio.run(work())
+    assert [outcome.sample_id for outcome in outcomes if isinstance(outcome, Outcome)] == site.done
+    assert {str(error) for error in outcomes if not isinstance(error, Outcome)} == {"another worker cannot go on"}

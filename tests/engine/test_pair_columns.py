@@ -192,6 +192,15 @@ def test_a_wrong_json_line_is_named(line: str, told: str, tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_whole_number_is_a_float_of_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"context": TURNS, "weight": 2**70, "p": 1, "gap": 3}), encoding="utf-8")
+    (row,) = read_pairs(path)
+    write_pairs(tmp_path / "pairs.parquet", [row])
+    assert read_pairs(tmp_path / "pairs.parquet")[0].weight == 2.0**70
+    assert [type(value) for value in (row.p, row.weight, row.gap)] == [float] * 3
+
+
 def test_json_lines_in_another_encoding_are_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_bytes(json.dumps({"context": TURNS, "chosen": "Füße"}, ensure_ascii=False).encode("latin-1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,6 +63,10 @@ def _do(work: Callable[[], Any], telling: Any) -> None:
     # What the parent knew of processes is not true of its children.
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     try:
         work()

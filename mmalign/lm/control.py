@@ -130,6 +130,8 @@ def _is_plain(token: str) -> bool:
 
 
 def _as_words(text: str) -> re.Pattern[str]:
-    """The words of a template as they begin a turn: at the start of a line where the template has them there."""
-    start = r"(?:^|\n)\s*" if text[: len(text) - len(text.lstrip())].count("\n") else r"(?<!\w)"
+    """The words of a template as they begin a turn: at the start of a line where the template has them there, else
+    anywhere but within a longer word ("SUPERUSER:").
+    """
+    start = r"(?:^|\n)\s*" if text[: len(text) - len(text.lstrip())].count("\n") else r"(?<![^\W\d_])"
     return re.compile(start + re.escape(text.strip()))

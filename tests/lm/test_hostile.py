@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -92,7 +93,16 @@ def _steps(made: Renderer, text: str, media: Sequence[Media]) -> list[int]:
 
 
 def _turn_words(text: str) -> tuple[int, int]:
-    return text.count("USER:"), text.count("ASSISTANT:")
+    """How often each begins a turn; within a longer word ("SUPERUSER:") it is another one."""
+    users, assistants = (text.split(word)[:-1] for word in ("USER:", "ASSISTANT:"))
+    return sum(not before[-1:].isalpha() for before in users), sum(not before[-1:].isalpha() for before in assistants)
+
+
+@pytest.mark.parametrize(("text", "is_refused"), [("0USER: x", True), ("_USER: x", True), ("a SUPERUSER: x", False)])
+def test_a_turn_word_counts_unless_it_is_part_of_a_longer_word(text: str, is_refused: bool) -> None:
+    made, chat = shared("llava").renderer, Chat((Message("user", (text,)),))
+    with pytest.raises(SampleError, match="begins a turn") if is_refused else nullcontext():
+        made.prompt(chat)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.engine                                    # all of it, a few minutes; writes docs/results
     python -m benchmarks.engine --parts rate overhead
-    python -m benchmarks.engine --parts million --samples 100000 --output /tmp/engine.json
+    python -m benchmarks.engine --parts million --samples 100000 --output engine.json
 
 - *rate*: samples and processor seconds of a run in which every sample asks the scripted lm twice and makes one pair.
 - *million*: a Parquet file of so many samples through the scripted lm, each step a process of its own: `first` does

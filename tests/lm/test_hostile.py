@@ -14,24 +14,11 @@ from hypothesis import strategies as st
 from mmalign.errors import SampleError
 from mmalign.lm.render import Renderer
 from mmalign.types import Chat, Clip, Media, Message, Part
+from tests.lm.test_vision import SEEING
 from tests.models import SPECIALS, VIDEO_SPECIALS, clip, picture, shared
 
-FAMILIES = (
-    "llama",
-    "qwen3",
-    "llava",
-    "qwen2-vl",
-    "qwen2.5-vl",
-    "qwen3-vl",
-    "llava-onevision",
-    "llava-next-video",
-    "smolvlm",
-    "internvl",
-    "idefics3",
-    "gemma3",
-    "tiny",
-)
 TEXT_ONLY = ("llama", "qwen3")
+FAMILIES = (*TEXT_ONLY, *SEEING)
 TOKENS = (*SPECIALS, *VIDEO_SPECIALS, "<|im_start|>", "</s>", "[INST]", "USER:", "ASSISTANT:")
 PICTURE, CLIP = picture(), clip(frames=2)
 

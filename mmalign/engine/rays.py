@@ -31,6 +31,10 @@ WAIT_S = (10.0, 60.0, 600.0)
 #: Calls of an actor that may be under way beside the samples: that it lives, and what it is to learn.
 _BESIDE = 4
 
+#: Settings of a cluster that is started here. Samples are small and never spilled, so that a disk of which more than
+#: a share is full, and which Ray would tell of every few seconds, is no matter of the run's.
+_OF_OUR_OWN = {"local_fs_capacity_threshold": 1.0}
+
 #: Seconds until a head that does not answer is given up.
 _TO_CONNECT_S = 10.0
 
@@ -80,7 +84,8 @@ class RayCluster:
         try:
             if host and port.isdigit():
                 socket.create_connection((host, int(port)), _TO_CONNECT_S).close()  # Ray itself would try for minutes
-            self._ray.init(address=address, include_dashboard=False, configure_logging=False, log_to_driver=True)
+            own = {"_system_config": _OF_OUR_OWN} if address == "local" else {}
+            self._ray.init(address=address, include_dashboard=False, configure_logging=False, log_to_driver=True, **own)
         except Exception as error:  # Ray's ways of failing are many
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise RecipeError(

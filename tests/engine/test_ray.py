@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -133,3 +134,24 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     site = RayCluster("127.0.0.1:1", cpus=1, gpus=None, wants_gpu=False)
     with pytest.raises(RecipeError, match=r"generate.ray_address: no connection to the Ray cluster 127.0.0.1:1"):
         with_crew(tmp_path, sample_rows(3), Slow(), RemoteCrew(site, scripted, 1))
+
+
+def test_how_full_a_disk_is_does_not_matter_to_a_cluster_started_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray tells of a disk that is nearly full ten seconds after its start, later than a short run ends.
+    ray = pytest.importorskip("ray")
+    asked: list[dict[str, Any]] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **given: asked.append(given))
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}])
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+    async def there_and_back(address: str | None) -> None:
+        site = RayCluster(address, cpus=1, gpus=None, wants_gpu=False)
+        await site.open(1, 1)
+        await site.close()
+
+    for address in (None, "auto"):
+        asyncio.run(there_and_back(address))
+    settings = [(given["address"], given.get("_system_config")) for given in asked]
+    assert settings == [("local", {"local_fs_capacity_threshold": 1.0}), ("auto", None)]

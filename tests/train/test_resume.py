@@ -81,6 +81,7 @@ def test_a_checkpoint_killed_in_writing_is_ignored(
     monkeypatch.undo()
     left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ([".partial-step-00000006", "step-00000003"] if second else [".partial-step-00000003"])
+    assert (tmp_path / "run" / "checkpoints" / left[0] / unfinished).read_bytes() == b"half"
     trainer(tmp_path, rows, RESUMED).train()
     assert_same_curve(curve(tmp_path), curve(tmp_path, "whole"), 1e-6)
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -93,7 +94,8 @@ def _kill_when_writing(name: str, monkeypatch: pytest.MonkeyPatch, *, second: bo
 
     def dying(original: Callable[..., Any], path_at: int) -> Callable[..., Any]:
         def write(*args: Any, **kwargs: Any) -> Any:
-            path = Path(getattr(args[path_at], "name", args[path_at]))
+            given = args[path_at]
+            path = given if isinstance(given, Path) else Path(getattr(given, "name", given))
             if path.name == name:
                 seen.append(path)
                 if len(seen) == 1 + second:

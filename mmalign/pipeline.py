@@ -223,14 +223,14 @@ def crew_of(recipe: Recipe) -> Crew | None:
             wants_gpu=wants_gpu(model, server),
         )
         opener = partial(open_on_node, model=model, batch_size=generate.batch_size, server=server)
-        return RemoteCrew(cluster, opener, generate.workers)
+        return RemoteCrew(cluster, opener, generate.workers, hung_s=generate.hung_s)
     for key in ("ray_address", "gpus_per_worker"):
         if getattr(generate, key) is not None:
             log.warning("generate.%s counts with engine: ray only; this run is made on this machine", key)
     if generate.workers == 1:
         return None
     opener = partial(open_on_machine, model=model, batch_size=generate.batch_size, server=server)
-    return RemoteCrew(Processes(generate.cpus_per_worker), opener, generate.workers)
+    return RemoteCrew(Processes(generate.cpus_per_worker), opener, generate.workers, hung_s=generate.hung_s)
 
 
 def take_pairs(path: Path, limit: int | None, root: Path, run: RunDir) -> Summary:

@@ -10,7 +10,7 @@ from mmalign.engine.outpost import Hello, Orders
 
 
 class Lost(Exception):
-    """A worker died; the text says how. `by_machine`: together with its machine, so by no sample's fault."""
+    """A worker died or hangs; the text says how. `by_machine`: together with its machine, so by no sample's fault."""
 
     def __init__(self, how: str, *, by_machine: bool = False) -> None:
         super().__init__(how)
@@ -31,6 +31,9 @@ class Link(Protocol):
 
     async def lost(self) -> Lost:
         """Wait until the worker dies."""
+
+    def give_up(self, how: Lost) -> None:
+        """Take a worker that does not answer for lost, and kill it; whatever waits for it now raises `how`."""
 
     async def end(self) -> None:
         """End the worker at once, in whatever state it is."""

@@ -7,6 +7,7 @@ of one run that run the same code; nothing of it is kept.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import socket
 import sys
@@ -69,6 +70,7 @@ class Hello:
 
     model: str
     host: str
+    process: int
     facts: dict[str, Any]
 
 
@@ -93,7 +95,7 @@ class Outpost:
         lm = opener(number)
         pool = ThreadPoolExecutor(NUM_OPENERS, "media")
         self._passes = Passes(Worker(task.method, lm, task.seed, task.round, task.open, pool))
-        self.hello = Hello(lm.name, socket.gethostname(), facts(task))
+        self.hello = Hello(lm.name, socket.gethostname(), os.getpid(), facts(task))
 
     def learn(self, known: bytes) -> None:
         """Take what a two-pass method learned."""

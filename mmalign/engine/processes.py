@@ -73,6 +73,7 @@ class _Process(Link):
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._lost: Lost | None = None
+        self._given_up: Lost | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -100,6 +101,11 @@ class _Process(Link):
         await asyncio.shield(self._listening)
         assert self._lost is not None
         return self._lost
+
+    def give_up(self, how: Lost) -> None:
+        assert self._process is not None
+        self._given_up = how
+        self._process.kill()
 
     async def end(self) -> None:
         if self._listening is not None:
@@ -142,7 +148,7 @@ class _Process(Link):
                     waiting.set_result(value)
         await asyncio.to_thread(_end_of, process)
         await asyncio.to_thread(self._relay.join, LAST_WORDS_S)  # its last words come before the news of its death
-        self._lost = Lost(_fate(process.returncode))
+        self._lost = self._given_up or Lost(_fate(process.returncode))
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(self._lost)

@@ -187,22 +187,35 @@ class _Actor(Link):
             staying.cancel()
             await asyncio.gather(staying, return_exceptions=True)
 
+    def give_up(self, how: Lost) -> None:
+        if not self._gone.done():
+            self._gone.set_result(how)
+        self._kill()
+
     async def end(self) -> None:
+        self._kill()
+
+    def _kill(self) -> None:
         with suppress(Exception):  # it is dead, or its cluster is gone
             self._ray.kill(self._actor)
 
     async def _ask(self, call: Any, *arguments: Any) -> Any:
         errors = self._ray.exceptions
+        asked = asyncio.ensure_future(call.remote(*arguments))
         try:
-            said = await call.remote(*arguments)
+            await asyncio.wait({asked, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():  # it was given up
+                raise self._gone.result()
+            said = asked.result()
         except errors.RayTaskError as error:
             cause = str(error).strip().splitlines()[-1]
             raise MMAlignError(f"worker {self._number}: {cause}; is mmalign installed alike on all nodes?") from None
         except errors.RayError as error:
-            lost = self._loss(error)
             if not self._gone.done():
-                self._gone.set_result(lost)
-            raise lost from None
+                self._gone.set_result(self._loss(error))
+            raise self._gone.result() from None
+        finally:
+            asked.cancel()
         if isinstance(said, MMAlignError):
             raise said
         return said

@@ -3,6 +3,9 @@
 A dead worker is replaced. Which of its samples killed it, if any did, cannot be seen from outside, so all that it had
 are suspects: they are tried again a few together, then alone. Only a sample that kills a worker several times with
 nothing else at work there goes to quarantine. Where the machine died, nobody is a suspect.
+
+A worker may also hang, in a driver of a GPU or in a method's own code. That is told, and where the run has a bound for
+it the worker is taken for dead.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,6 +39,8 @@ NUM_STARTS = 3
 #: When workers died so often and no sample was finished or quarantined in between, the run ends. With many workers: 3
 #: times each.
 NUM_IN_ROW = 10
+#: After so many seconds in which a worker had samples and finished none it is told of, and again after each more.
+QUIET_S = 600.0
 
 
 class RemoteCrew(Crew):
@@ -44,12 +50,15 @@ class RemoteCrew(Crew):
         site: Where they run.
         opener: Makes the model of each.
         num_workers: How many there are.
+        hung_s: Seconds in which a worker that has samples may finish none before it is taken for dead; for ever where
+            it is None.
     """
 
-    def __init__(self, site: Site, opener: Opener, num_workers: int) -> None:
+    def __init__(self, site: Site, opener: Opener, num_workers: int, *, hung_s: float | None = None) -> None:
         self.num_workers = num_workers
         self._site = site
         self._opener = opener
+        self._hung_s = math.inf if hung_s is None else hung_s
         self._places = set(range(num_workers))
         self._endings: list[asyncio.Task[None]] = []
         self._last = ""
@@ -97,7 +106,7 @@ class RemoteCrew(Crew):
                     return _quarantined(phase, job, str(lost))
                 continue
             finally:
-                member.cases.discard(case)
+                member.leave(case)
                 self._hand_out()
             self._num_in_row = 0
             return outcome
@@ -120,11 +129,11 @@ class RemoteCrew(Crew):
                 if case in queue:
                     queue.remove(case)
                 elif case.place.done() and not case.place.cancelled() and case.place.exception() is None:
-                    case.place.result().cases.discard(case)
+                    case.place.result().leave(case)
                 raise
             if not member.is_lost:
                 return member
-            member.cases.discard(case)
+            member.leave(case)
 
     def _hand_out(self) -> None:
         """Give samples that wait to workers with room for them, suspects first."""
@@ -153,7 +162,7 @@ class RemoteCrew(Crew):
                 self._members[number] = member = _Member(link)
                 num_starts, was_ready = 0, True
                 self._hand_out()
-                raise await link.lost()
+                raise await self._end_of(number, hello, member)
             except Lost as lost:
                 num_starts += member is None and not lost.by_machine
                 self._mourn(number, lost, member)
@@ -177,6 +186,32 @@ class RemoteCrew(Crew):
                     "where memory ran out, take fewer generate.workers"
                 )
             )
+
+    async def _end_of(self, number: int, hello: Hello, member: _Member) -> Lost:
+        """Wait until the worker dies, or is given up because it hangs."""
+        losing = asyncio.create_task(member.link.lost())
+        num_told = 0
+        try:
+            while not losing.done():
+                await asyncio.wait({losing}, timeout=min(QUIET_S, self._hung_s) / 10)
+                quiet_s = member.quiet_s()
+                if quiet_s >= self._hung_s:
+                    member.link.give_up(Lost(f"it hung: none of its samples was finished for {self._hung_s:g} s"))
+                    return await losing
+                if (times := int(quiet_s / QUIET_S)) > num_told:
+                    log.warning(
+                        "worker %d (process %d on %s) has had %d samples for %.0f min and finished none; if it hangs, "
+                        "`kill -9` it: they are handed out again, which generate.hung_s does by itself",
+                        number,
+                        hello.process,
+                        hello.host,
+                        len(member.cases),
+                        quiet_s / 60,
+                    )
+                num_told = times
+            return losing.result()
+        finally:
+            losing.cancel()
 
     def _check(self, number: int, hello: Hello) -> None:
         """Refuse a worker that would make other pairs. Raises RecipeError."""
@@ -250,6 +285,7 @@ class _Member:
 
     link: Link
     cases: set[_Case] = field(default_factory=set)
+    _sign: float = 0.0
     _crowd: int | None = None
 
     @property
@@ -267,9 +303,19 @@ class _Member:
             case.company, min((other.company for other in self.cases), default=case.company)
         )
 
+    def quiet_s(self) -> float:
+        """For how many seconds it has had samples and finished none."""
+        return time.monotonic() - self._sign if self.cases else 0.0
+
     def take(self, case: _Case) -> None:
+        if not self.cases:
+            self._sign = time.monotonic()
         self.cases.add(case)
         case.place.set_result(self)
+
+    def leave(self, case: _Case) -> None:
+        self.cases.discard(case)
+        self._sign = time.monotonic()
 
 
 def _quarantined(phase: Phase, job: Job, how: str) -> Outcome:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from mmalign.errors import MMAlignError
+from mmalign.lm.memory import is_out_of_memory
 from mmalign.lm.prefix import REFUSALS
 from mmalign.lm.stable import FORBIDDEN, largest
 
@@ -89,13 +90,6 @@ def as_usual() -> Iterator[None]:
     """Inside, `in_double` has no say: for processors, whose pixels are the same for all and who keep what they find."""
     with torch._C.DisableTorchFunction(), _disable_current_modes():
         yield
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a forward failed for want of memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 class Exact:

@@ -23,8 +23,8 @@ from mmalign.errors import MMAlignError, ModelError, SampleError
 from mmalign.lm.asking import check_options, check_seed
 from mmalign.lm.batch import BatchModel
 from mmalign.lm.choosing import choice_from_logps, first_tokens
-from mmalign.lm.exact import is_out_of_memory
 from mmalign.lm.load import Loaded
+from mmalign.lm.memory import is_out_of_memory
 from mmalign.lm.prompt import Prompt
 from mmalign.lm.protocol import Option
 from mmalign.lm.schedule import Job, is_full, next_batch

@@ -92,6 +92,9 @@ class GenerateConfig:
             By default the cores of this machine shared out among the workers, and 1 of Ray.
         gpus_per_worker: GPUs that are asked of Ray for each worker, such as 1 or 0.5; by default 1 where the cluster
             has any and the model is not for the CPU or behind a server.
+        hung_s: Seconds in which a worker that has samples may finish none of them, where there are several workers,
+            before it is taken for dead: it is started again, and its samples are handed out again. By default that is
+            told every 10 minutes and left to you.
         ray_address: host:port of the head of a Ray cluster, or auto on one of its machines; by default Ray is started
             on this machine alone.
     """
@@ -103,6 +106,7 @@ class GenerateConfig:
     workers: int = 1
     cpus_per_worker: float | None = None
     gpus_per_worker: float | None = None
+    hung_s: float | None = None
     ray_address: str | None = None
 
     def __post_init__(self) -> None:
@@ -111,6 +115,8 @@ class GenerateConfig:
             raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}; it must be a number above 0")
         if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker < math.inf:
             raise ValueError(f"gpus_per_worker is {self.gpus_per_worker}; it must be 0 or more")
+        if self.hung_s is not None and not 0 < self.hung_s < math.inf:
+            raise ValueError(f"hung_s is {self.hung_s}; it must be a number of seconds above 0")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share is {self.max_bad_share}; it must be between 0 and 1")
 

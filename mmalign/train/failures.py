@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmalign.errors import MMAlignError, TrainError
+from mmalign.lm.memory import is_out_of_memory
 from mmalign.lm.render import Renderer
 from mmalign.objectives import Objective
 from mmalign.pairs import PairRow
@@ -21,17 +22,7 @@ from mmalign.train.config import TrainConfig
 if TYPE_CHECKING:
     from mmalign.train.data.collate import PairBatch
 
-#: What torch says, in any case of letters, where it raises no error of its own kind.
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")
 _ASKED = re.compile(r"tried to allocate ([\d.,]+ \w+)", re.IGNORECASE)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on an accelerator or on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
 
 
 @contextmanager

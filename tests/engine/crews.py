@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -58,8 +59,8 @@ def hangs(number: int) -> LM:
         signal.pause()
 
 
-def crew(num_workers: int = 2, opener: Opener = scripted) -> Crew:
-    return RemoteCrew(Processes(), opener, num_workers)
+def crew(num_workers: int = 2, opener: Opener = scripted, hung_s: float | None = None) -> Crew:
+    return RemoteCrew(Processes(), opener, num_workers, hung_s=hung_s)
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
@@ -100,6 +101,19 @@ class Slow(Plain):
                 with suppress(FileExistsError):
                     os.close(os.open(name, os.O_CREAT | os.O_EXCL))
                     os.kill(os.getpid(), signal.SIGKILL)
+        async for pair in super().pairs(sample, lm, rng):
+            yield pair
+
+
+@method("hanging", media=("image", "text"))
+class Hanging(Plain):
+    """Stands still at one sample for ever, with all that its worker does."""
+
+    hang: str = ""
+
+    async def pairs(self, sample: Sample, lm: SampleLM, rng: random.Random) -> AsyncIterator[Pair]:
+        while sample.id == self.hang:
+            time.sleep(60)  # noqa: ASYNC251  the whole worker is to stand still
         async for pair in super().pairs(sample, lm, rng):
             yield pair
 

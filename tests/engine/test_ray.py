@@ -22,7 +22,7 @@ from mmalign.pairs import read_pairs
 from mmalign.types import MediaRef, SampleRow
 from tests.engine import crews
 from tests.engine.cases import make, pair_bytes, sample_rows
-from tests.engine.crews import ALL, Poisoned, Slow, Then, scripted, with_crew
+from tests.engine.crews import ALL, Hanging, Poisoned, Slow, Then, scripted, with_crew
 from tests.engine.test_workers import OWN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,6 +93,16 @@ def test_a_sample_that_kills_its_actor_is_quarantined_alone(tmp_path: Path, clus
     made = with_crew(tmp_path, sample_rows(20), poisoned, on_ray(cluster, 1), concurrency=16)
     told = {reason: num for reason, num in made.quarantined.items() if "died" in reason}
     assert told == {"the worker that had this sample died 3 times (its process ended)": 1}
+    assert made.num_samples == 20
+
+
+def test_an_actor_that_hangs_is_replaced(tmp_path: Path, cluster: Any) -> None:
+    site = RayCluster(cluster.address, cpus=1.0, gpus=None, wants_gpu=False)
+    crew = RemoteCrew(site, scripted, 1, hung_s=1.0)
+    made = with_crew(tmp_path, sample_rows(20), Hanging(hang="sample-11"), crew, concurrency=4)
+    told = {reason: num for reason, num in made.quarantined.items() if "died" in reason}
+    how = "it hung: none of its samples was finished for 1 s"
+    assert told == {f"the worker that had this sample died 3 times ({how})": 1}
     assert made.num_samples == 20
 
 

@@ -18,7 +18,7 @@ from mmalign.pairs import read_pairs
 from mmalign.types import MediaRef, SampleRow
 from tests.engine import crews
 from tests.engine.cases import make, pair_bytes, sample_rows
-from tests.engine.crews import ALL, Learner, Poisoned, Slow, Then, Wrong, crew, with_crew, workers_of
+from tests.engine.crews import ALL, Hanging, Learner, Poisoned, Slow, Then, Wrong, crew, with_crew, workers_of
 
 NUM = 120
 
@@ -75,6 +75,27 @@ def test_a_sample_that_kills_its_worker_is_quarantined_alone(tmp_path: Path, cap
     pairs = [read_pairs(tmp_path / name / "round-0" / "pairs.parquet") for name in ("run", "clean")]
     assert pairs[0] == pairs[1]
     assert make(tmp_path / "run", rows, Poisoned(poison=poison)).resumed == 60
+
+
+def test_a_sample_with_which_its_worker_hangs_is_quarantined_alone(tmp_path: Path) -> None:
+    rows = sample_rows(40)
+    made = with_crew(tmp_path / "run", rows, Hanging(hang="sample-11"), crew(1, hung_s=1.0), concurrency=4)
+    told = {reason: num for reason, num in made.quarantined.items() if "died" in reason}
+    how = "it hung: none of its samples was finished for 1 s"
+    assert told == {f"the worker that had this sample died 3 times ({how})": 1}
+    make(tmp_path / "clean", [row for row in rows if row.id != "sample-11"], Hanging())
+    pairs = [read_pairs(tmp_path / name / "round-0" / "pairs.parquet") for name in ("run", "clean")]
+    assert pairs[0] == pairs[1]
+
+
+def test_a_worker_that_stands_still_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = sample_rows(NUM)
+    progress = Then({20: lambda: workers_of(os.getpid())[0].suspend()})
+    with_crew(tmp_path / "run", rows, Slow(), crew(1, hung_s=2.0), progress=progress)
+    make(tmp_path / "unbroken", rows, Slow())
+    assert caplog.text.count("(it hung: none of its samples was finished for 2 s)") == 1
+    assert pair_bytes(tmp_path / "run") == pair_bytes(tmp_path / "unbroken")
+    assert workers_of(os.getpid()) == []
 
 
 def test_where_every_sample_kills_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

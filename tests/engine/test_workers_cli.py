@@ -67,6 +67,7 @@ def test_values_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ("--generate.workers", "0", "generate.workers is 0; it must be 1 or more"),
         ("--generate.cpus_per_worker", "0", "generate.cpus_per_worker is 0.0; it must be a number above 0"),
         ("--generate.gpus_per_worker", "-1", "generate.gpus_per_worker is -1.0; it must be 0 or more"),
+        ("--generate.hung_s", "0", "generate.hung_s is 0.0; it must be a number of seconds above 0"),
         ("--generate.gpus_per_worker", "one", "generate.gpus_per_worker: expected a number. Got value: one"),
         ("--generate.retry_quarantined", "maybe", "retry_quarantined: expected true or false. Got value: maybe"),
         ("--engine", "slurm", "engine"),

@@ -41,7 +41,7 @@ class Made(Link):
         self._site.num_begun += 1
         if self._site.num_begun > 1 and self._site.num_begun in self._site.failing:
             raise self._site.failing[self._site.num_begun]
-        return Hello("scripted", "here", FACTS)
+        return Hello("scripted", "here", 7, FACTS)
 
     async def learn(self, known: bytes) -> None:
         self._site.num_told += 1
@@ -63,6 +63,9 @@ class Made(Link):
                     self.die(Lost("SIGSEGV"))
                 elif site.rng.random() < site.p_kill:
                     self.die(Lost("its node died", by_machine=True))
+            if name in site.hanging:
+                site.alone[name] += len(self.at_work) == 1
+                raise await self._death
             self._raise_if_dead()
             site.done.append(name)
             return Outcome(phase=phase, sample_id=name, status="done", fingerprint=0)
@@ -75,6 +78,9 @@ class Made(Link):
 
     async def lost(self) -> Lost:
         return await self._death
+
+    def give_up(self, how: Lost) -> None:
+        self.die(how)
 
     async def end(self) -> None:
         self._site.num_ended += 1
@@ -89,11 +95,13 @@ class Village:
         poison: set[str] | None = None,
         p_kill: float = 0.0,
         failing: dict[int, Exception] | None = None,
+        hanging: set[str] | None = None,
     ) -> None:
         self.rng = random.Random(seed)
         self.poison = poison or set()
         self.p_kill = p_kill
         self.failing = failing or {}
+        self.hanging = hanging or set()
         self.done: list[str] = []
         self.alone: Counter[str] = Counter()
         self.most = self.num_begun = self.num_ended = self.num_told = 0
@@ -108,8 +116,15 @@ class Village:
         pass
 
 
-async def work_all(site: Village, num: int, num_workers: int, concurrency: int, known: Any = None) -> list[Outcome]:
-    crew = RemoteCrew(site, scripted, num_workers)
+async def work_all(
+    site: Village,
+    num: int,
+    num_workers: int,
+    concurrency: int,
+    known: Any = None,
+    hung_s: float | None = None,
+) -> list[Outcome]:
+    crew = RemoteCrew(site, scripted, num_workers, hung_s=hung_s)
     async with crew.at_work(TASK, concurrency):
         if known is not None:
             await crew.learned(known)
@@ -209,3 +224,36 @@ def test_a_failure_reaches_those_who_wait_while_others_finish() -> None:
     outcomes = asyncio.run(work())
     assert [outcome.sample_id for outcome in outcomes if isinstance(outcome, Outcome)] == site.done
     assert {str(error) for error in outcomes if not isinstance(error, Outcome)} == {"another worker cannot go on"}
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 16])
+async def test_a_sample_with_which_workers_hang_is_quarantined_alone(concurrency: int) -> None:
+    site = Village(hanging={"sample-3", "sample-11"})
+    outcomes = await work_all(site, 40, 2, concurrency, hung_s=0.05)
+    bad = {outcome.sample_id: outcome.reason for outcome in outcomes if outcome.status == "quarantined"}
+    reason = "the worker that had this sample died 3 times (it hung: none of its samples was finished for 0.05 s)"
+    assert bad == dict.fromkeys(site.hanging, reason)
+    assert site.alone == dict.fromkeys(site.hanging, 3)
+    assert sorted(site.done) == sorted({f"sample-{number}" for number in range(40)} - site.hanging)
+
+
+async def test_a_worker_that_finishes_nothing_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote, "QUIET_S", 0.1)
+    site = Village(hanging={"sample-3"})
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.35):
+            await work_all(site, 4, 1, 4)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0].startswith("worker 0 (process 7 on here) has had 1 samples for 0 min and finished none; if it")
+    assert 2 <= len(told) <= 3
+
+
+async def test_a_worker_without_samples_does_not_hang(caplog: pytest.LogCaptureFixture) -> None:
+    site = Village()
+    crew = RemoteCrew(site, scripted, 2, hung_s=0.02)
+    async with crew.at_work(TASK, 4):
+        await asyncio.sleep(0.2)
+        assert (await crew.work("pairs", Job(sample_rows(1)[0]))).status == "done"
+    assert (site.num_begun, caplog.records) == (2, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmalign.lm.load import Loaded
 from mmalign.lm.local import LocalLM
 from mmalign.lm.protocol import YES_NO
 from mmalign.types import Chat, Message, Sampling
+from tests.lm.test_memory import ERRORS
 from tests.models import ALL, SEEING, picture, shared, tiny
 
 PROMPTS = (
@@ -408,11 +409,14 @@ async def test_out_of_memory_splits_the_batch(monkeypatch: pytest.MonkeyPatch) -
         assert max(spy.sizes("generate")[len(sizes) :]) < 7
 
 
-async def test_one_request_too_big_for_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", ERRORS)
+async def test_one_request_too_big_for_memory_is_named(
+    make: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running(shared("llama")) as lm:
         spy = Spy(lm, monkeypatch)
         bad = PROMPTS[4]
-        spy.fail = lambda texts: torch.OutOfMemoryError("out of memory") if bad in texts else None
+        spy.fail = lambda texts: make() if bad in texts else None
         done = await gather(*(lm.generate(c, Sampling(max_new_tokens=5), seed=0) for c in chats("llama")))
     failed = [d for d in done if isinstance(d, Exception)]
     assert len(failed) == 1

@@ -19,25 +19,14 @@ from mmalign.objectives import DPO, LossInputs, LossOutput, Need, Objective
 from mmalign.train.config import LoraConfig
 from mmalign.train.data.collate import Collator
 from mmalign.train.distributed.ranks import Ranks
-from mmalign.train.failures import is_out_of_memory, memory_named
+from mmalign.train.failures import memory_named
 from mmalign.train.forward import Forward
 from mmalign.train.sharing import Trial
+from tests.lm.test_memory import ERRORS
 from tests.models import tiny
 from tests.train.rows import make_rows, quick
 from tests.train.runs import assert_same_curve, curve, trainer
 from tests.train.test_resume import Stopping
-
-ERRORS: list[Callable[[], BaseException]] = [
-    lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 79 GiB in all."),
-    lambda: RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to "
-        "allocate 160000000000 bytes. Error code 12 (Cannot allocate memory)"
-    ),
-    lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 160000000000 bytes."),
-    lambda: RuntimeError("CUDA error: out of memory"),
-    lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    lambda: MemoryError(),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +53,6 @@ class Failing:
 
     def _fail(self, _: Tensor) -> None:
         raise self.error()
-
-
-def test_what_an_error_is_about_is_told_by_its_text() -> None:
-    assert all(is_out_of_memory(make()) for make in ERRORS)
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))
-    assert not is_out_of_memory(ValueError("out of memory"))
-
-
-def test_torch_itself_is_recognised() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(1 << 50)
-    assert is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize("make", ERRORS)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmalign.errors import SampleError, TrainError
+from mmalign.lm.memory import is_out_of_memory
 from mmalign.lm.prefix import Branches, Places, pack_texts
 from mmalign.lm.render import Renderer
 from mmalign.lm.vision import Features
@@ -22,7 +23,6 @@ from mmalign.pairs import PairRow
 from mmalign.sides import AnswerRow, ValueRow, laid_out, shape_of
 from mmalign.train.cache.encoded import ContextEncoder, Encoded, batched
 from mmalign.train.data.context import open_context, outlined_context
-from mmalign.train.failures import is_out_of_memory
 from mmalign.types import Chat, Media, Picture
 
 _SMALLER_CLIPS = "data.num_frames or data.max_frame_side"

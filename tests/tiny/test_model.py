@@ -23,7 +23,7 @@ def reader():
 
 @pytest.fixture(scope="module")
 def values(reader):
-    return gate_values({**measure_gates(reader, 80), **measure_clip_gates(reader, 80)})
+    return gate_values({**measure_gates(reader, 80), **measure_clip_gates(reader, 40)})
 
 
 @pytest.mark.parametrize("name", GATES)

@@ -21,6 +21,7 @@ from mmalign.engine.journal import Status
 from mmalign.errors import Interrupted
 from mmalign.lm import batch
 from mmalign.pairs import read_pairs
+from mmalign.pipeline import generating
 from mmalign.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,17 +74,17 @@ def made(name: str, way: Way, path: Path) -> bytes:
     recipe = load_recipe(RECIPES / f"{name}.yaml", [*METHODS[name], *way.words(), "--output", str(path)])
     real = pipeline.source_of
     with pytest.MonkeyPatch.context() as patch, RunDir(path) as run:
-        patch.setattr(pipeline, "progress_on", Silent)
+        patch.setattr(generating, "progress_on", Silent)
         if way.is_shuffled:
             source = real(recipe)
             rows = list(source.rows)
             random.Random(7).shuffle(rows)
-            patch.setattr(pipeline, "source_of", lambda recipe: replace(source, rows=rows))
+            patch.setattr(generating, "source_of", lambda recipe: replace(source, rows=rows))
         if way.breaks_after:
-            patch.setattr(pipeline, "progress_on", lambda: Breaking(way.breaks_after))
+            patch.setattr(generating, "progress_on", lambda: Breaking(way.breaks_after))
             with pytest.raises(Interrupted):
                 pipeline.make_pairs(recipe, run)
-            patch.setattr(pipeline, "progress_on", Silent)
+            patch.setattr(generating, "progress_on", Silent)
         pipeline.make_pairs(recipe, run)
     rows = read_pairs(path / "round-0" / "pairs.parquet")
     return "\n".join(sorted(json.dumps(row.to_row(), sort_keys=True) for row in rows)).encode()

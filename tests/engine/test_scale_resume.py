@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmalign import samples as samples_module
 from mmalign.chunked import CHUNK_ROWS, chunks_of
 from mmalign.engine import RunDir, Silent, Summary, generate
 from mmalign.engine.journal import Journal, Outcome, Status
 from mmalign.errors import DataError, StoreError
 from mmalign.lm.scripted import ScriptedLM
-from mmalign.samples import read_samples
+from mmalign.samples import jsonlines, read_samples
 from mmalign.types import SampleRow
 from tests.engine.cases import METHODS, Plain, answer, make, pair_bytes, sample_rows
 
@@ -40,13 +39,13 @@ class Read:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num = 0
-        read = samples_module.sample_of
+        read = jsonlines.sample_of
 
         def counted(row: Any, where: str) -> SampleRow:
             self.num += 1
             return read(row, where)
 
-        monkeypatch.setattr(samples_module, "sample_of", counted)
+        monkeypatch.setattr(jsonlines, "sample_of", counted)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 
 from mmalign import pipeline
 from mmalign.cli import main
+from mmalign.pipeline import generating
 from mmalign.recipe.load import load_recipe
 from tests.engine.cases import pair_bytes
 from tests.engine.crews import unloadable
@@ -57,7 +58,7 @@ def test_the_same_pairs(
 def test_a_model_that_is_not_there_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "open_on_machine", unloadable)
+    monkeypatch.setattr(generating, "open_on_machine", unloadable)
     assert main(words(tmp_path / "run", "--generate.workers", "2")) == 2
     assert capfd.readouterr().err == "mmalign: model.name 'no/model': there is no such folder\n"
 

@@ -1,23 +1,13 @@
-"""Pairs on disk: the one thing that methods and training share.
-
-A pair file is Parquet with the columns of `SCHEMA`; contexts, judgements, provenance, further answers and numbers are
-JSON text, so any tool reads them. Files appear whole or not at all: written beside, flushed to disk, then renamed.
-"""
+"""A pair as one row of plain values, and what its numbers and its JSON columns must hold."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from mmalign.atomic import explained, writing_bytes
-from mmalign.errors import StoreError
-from mmalign.jsontext import numbered_lines, parse_json
+from mmalign.jsontext import parse_json
 from mmalign.sides import (
     AnswerRow,
     SideRow,
@@ -33,38 +23,7 @@ from mmalign.sides import (
     side_of,
     to_json,
 )
-from mmalign.tables import batches, opened, rows_of
 from mmalign.types import MediaRef, Pair, Row
-
-SPANS = pa.list_(pa.list_(pa.int32()))
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("round", pa.int32(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("media", pa.list_(pa.string()), nullable=False),
-        pa.field("chosen", pa.string(), nullable=False),
-        pa.field("rejected", pa.string(), nullable=False),
-        pa.field("p", pa.float64(), nullable=False),
-        pa.field("weight", pa.float64(), nullable=False),
-        pa.field("gap", pa.float64()),
-        pa.field("stage", pa.int32(), nullable=False),
-        pa.field("chosen_spans", SPANS, nullable=False),
-        pa.field("rejected_spans", SPANS, nullable=False),
-        pa.field("context", pa.string(), nullable=False),
-        pa.field("rejected_context", pa.string()),
-        pa.field("judgements", pa.string(), nullable=False),
-        pa.field("provenance", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("values", pa.string()),
-        pa.field("sides", pa.string()),
-    ]
-)
-#: Columns that every pair file has; those of older versions lack the last ones.
-REQUIRED = tuple(SCHEMA.names[:-2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +121,7 @@ class PairRow:
         return ""
 
     def to_row(self) -> Row:
-        """Values for one Parquet row of `SCHEMA`; equal pairs give equal bytes."""
+        """Values for one Parquet row of `table.SCHEMA`; equal pairs give equal bytes."""
         return {
             "id": self.id,
             "sample_id": self.sample_id,
@@ -273,129 +232,3 @@ def _provenance(value: Any) -> Mapping[str, Any]:
 
 #: Made once: `json.dumps` with options makes an encoder for each call, and a row has five such columns.
 _json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False).encode
-
-
-def write_pairs(path: Path, rows: Iterable[PairRow]) -> int:
-    """Write rows to `path`, whole or not at all, in batches; returns how many. Raises StoreError."""
-    return write_rows(path, (row.to_row() for row in rows))
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> int:
-    """`write_pairs` of what `PairRow.to_row` gave."""
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with writing_bytes(path) as stream, pq.ParquetWriter(stream, SCHEMA, compression="zstd") as writer:
-        batch: list[Row] = []
-        for row in rows:
-            batch.append(row)
-            count += 1
-            if len(batch) == 10_000:
-                writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
-                batch.clear()
-        if batch:
-            writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
-    return count
-
-
-def read_pairs(path: Path) -> list[PairRow]:
-    """Read a pair file: Parquet as `write_pairs` makes it, or JSON lines of one's own where the name ends in .jsonl.
-
-    A JSON line holds columns of `PairRow`, JSON columns as they are; only `context` must be there. Raises StoreError,
-    one line with the file's name, when it is absent or not a pair file, and with the row's number when a row holds what
-    it should not.
-    """
-    return list(iter_pairs(path))
-
-
-def iter_pairs(path: Path) -> Iterator[PairRow]:
-    """The rows of `read_pairs`, one by one: a file of any size needs little memory. Raises StoreError as it does."""
-    if not path.is_file():
-        raise StoreError(f"{path}: no such pair file; `mmalign generate` makes one")
-    if path.suffix == ".jsonl":
-        yield from _read_lines(path)
-        return
-    with opened(path, StoreError) as file:
-        names = file.schema_arrow.names
-        if missing := [name for name in REQUIRED if name not in names]:
-            raise StoreError(f"{path}: not a pair file, it lacks the columns {', '.join(missing)}")
-        place = 0
-        for batch in batches(file, [name for name in SCHEMA.names if name in names], path, StoreError):
-            for row in rows_of(_typed(batch, path, place), path, StoreError):
-                yield _read(row, place, path)
-                place += 1
-
-
-#: Columns of JSON lines that hold no JSON, and what they hold.
-_PLAIN: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("id", "sample_id", "method", "source", "chosen", "rejected"), (str,)),
-    **dict.fromkeys(("p", "weight", "gap"), (int, float)),
-    **dict.fromkeys(("round", "stage", "seed"), (int,)),
-}
-_JSON = ("context", "rejected_context", "judgements", "provenance", "values", "sides")
-
-
-def _read_lines(path: Path) -> Iterator[PairRow]:
-    for place, (number, text) in enumerate(numbered_lines(path, StoreError)):
-        try:
-            yield pair_of_json(parse_json(text), place)
-        except ValueError as error:
-            raise StoreError(f"{path}:{number}: {error}") from None
-
-
-def pair_to_json(row: PairRow) -> Row:
-    """A row as JSON values, for a line of JSON; `pair_of_json` reads them back."""
-    values = row.to_row()
-    columns = {name: value for name, value in values.items() if name in _PLAIN or name.endswith("_spans")}
-    return columns | {name: json.loads(values[name]) for name in _JSON if values[name] is not None}
-
-
-def pair_of_json(given: Any, place: int = 0) -> PairRow:
-    """A row from the values of a JSON line. Raises ValueError, one line, for what it should not hold.
-
-    Without an id it is called after its `place` in the file.
-    """
-    if not isinstance(given, dict) or "context" not in given:
-        raise ValueError(f"{given!r:.60} is no pair; it must be an object with context, chosen, rejected, ...")
-    spans = {name: given.get(name, []) for name in ("chosen_spans", "rejected_spans")}
-    known = (*_PLAIN, *_JSON, *spans, "prompt", "media")
-    if unknown := [name for name in given if name not in known]:
-        raise ValueError(f"unknown column {unknown[0]!r}; known are {', '.join(known)}")
-    for name, kinds in _PLAIN.items():
-        value = given.get(name)
-        if (
-            name in given
-            and (not isinstance(value, kinds) or isinstance(value, bool))
-            and (name, value) != ("gap", None)
-        ):
-            raise ValueError(f"{name} is {value!r:.60}; it must be {' or '.join(kind.__name__ for kind in kinds)}")
-    for name, value in spans.items():
-        if not isinstance(value, list) or not all(map(is_span, value)):
-            raise ValueError(f"{name} is {value!r:.60}; it must be a list of [start, end] in characters")
-    plain = PairRow(
-        id=f"own-{place}", sample_id=f"own-{place}", method="own", context=[], chosen="", rejected=""
-    ).to_row()
-    plain |= {name: given[name] for name in _PLAIN if name in given} | spans
-    return PairRow.from_row(plain | {name: json.dumps(given[name]) for name in _JSON if given.get(name) is not None})
-
-
-def _typed(batch: pa.RecordBatch, path: Path, first: int) -> pa.RecordBatch:
-    """The columns of `SCHEMA` in its types; the batch begins with the file's row `first`."""
-    columns = {}
-    for name in batch.schema.names:
-        wanted, given = SCHEMA.field(name), batch.column(name)
-        try:
-            columns[name] = given.cast(wanted.type)
-        except (pa.ArrowException, ValueError):
-            raise StoreError(f"{path}: column {name} holds {given.type}; it must hold {wanted.type}") from None
-        if not wanted.nullable and columns[name].null_count:
-            place = first + columns[name].is_null().index(True).as_py()
-            raise StoreError(f"{path}: row {place}: column {name} is empty; it must hold {wanted.type}")
-    return pa.record_batch(list(columns.values()), names=list(columns))
-
-
-def _read(row: Row, place: int, path: Path) -> PairRow:
-    try:
-        return PairRow.from_row(row)
-    except ValueError as error:
-        raise StoreError(f"{path}: row {place} (pair {row['id']}): {error}") from None

@@ -90,7 +90,8 @@ class RayCluster:
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise RecipeError(
                 f"generate.ray_address: no connection to the Ray cluster {address} ({line}); "
-                "`ray status` on its head says whether it runs"
+                "`ray status` on its head says whether it runs; one with a token wants RAY_AUTH_MODE=token and the "
+                "head's ~/.ray/auth_token here"
             ) from None
 
     def _check_room(self, nodes: list[dict[str, float]], num_workers: int) -> dict[str, float]:

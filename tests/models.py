@@ -44,6 +44,10 @@ from transformers import (
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     LlavaProcessor,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -155,9 +159,15 @@ def tokenizer(
 
 def _text_model(kind: str) -> Loaded:
     tok = tokenizer(STRING_TEMPLATE, bos=True)
-    config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[
-        kind
-    ]
+    config_class, model_class = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "mixtral": (MixtralConfig, MixtralForCausalLM),
+        "phi3": (Phi3Config, Phi3ForCausalLM),
+    }[kind]
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 64}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 1.5]}
+    more = {"original_max_position_embeddings": 64, "rope_parameters": rope} if kind == "phi3" else {}
     config = config_class(
         vocab_size=len(tok),
         hidden_size=32,
@@ -170,6 +180,7 @@ def _text_model(kind: str) -> Loaded:
         pad_token_id=tok.pad_token_id,
         eos_token_id=tok.eos_token_id,
         bos_token_id=tok.bos_token_id,
+        **more,
     )
     return Loaded(model_class(config), tok, f"{kind}-random")
 
@@ -448,6 +459,8 @@ def _gemma3() -> Loaded:
 _MAKERS: dict[str, Callable[[], Loaded]] = {
     "llama": lambda: _text_model("llama"),
     "qwen3": lambda: _text_model("qwen3"),
+    "mixtral": lambda: _text_model("mixtral"),
+    "phi3": lambda: _text_model("phi3"),
     "llava": _llava,
     "qwen2-vl": lambda: _qwen_vl("2"),
     "qwen2.5-vl": lambda: _qwen_vl("2.5"),
@@ -468,15 +481,15 @@ ALL = (*READING, *SEEING)
 
 
 def tiny(name: str, seed: int = 0) -> Loaded:
-    """A fresh random model, float32 on the CPU, in eval mode."""
-    with torch.random.fork_rng():
+    """A fresh random model, float32 on the CPU, in eval mode; its weights are as those of a loaded one."""
+    with torch.random.fork_rng(), torch.inference_mode(False):
         torch.manual_seed(seed)
         loaded = _MAKERS[name]()
         with torch.no_grad():
             for parameter in loaded.model.parameters():
                 if parameter.ndim >= 2:
                     parameter.normal_(0.0, 0.35 if parameter.shape[-1] <= 64 else 0.15)
-    loaded.model.float().eval().requires_grad_(False)
+        loaded.model.float().eval().requires_grad_(False)
     return loaded
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,9 @@ class BatchModel(Forwards):
         text_config = self.model.config.get_text_config()
         self.vocab_size: int = text_config.vocab_size
         self.max_positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self._stretch = _stretch(text_config)
+        if self._stretch is not None:
+            _fill_tables(self.model, self._stretch)
         self._eos = self._eos_ids()
         pad = self.tokenizer.pad_token_id
         self._pad: int = min(self._eos) if pad is None else pad
@@ -52,6 +56,7 @@ class BatchModel(Forwards):
         self._exact = Exact(self.name, self.model) if is_exact(self.model) else None
         self._shares: dict[str, bool] = {}
         self._asks_once: dict[str, bool] = {}
+        self._num_alone = 0
         self._placeholders = sorted({*self.renderer.media_ids, *placeholder_ids(self.model.config)})
 
     def prompt(self, chat: Chat) -> Prompt:
@@ -76,6 +81,19 @@ class BatchModel(Forwards):
         if self.max_positions is None:
             return sampling.max_new_tokens
         return min(sampling.max_new_tokens, self.max_positions - prompt.num_tokens)
+
+    def zone(self, num_tokens: int, room: int = 0) -> int:
+        """Rows with equal zones can share a batch: those of `num_tokens` that may grow by `room`.
+
+        A model with LongRoPE (Phi-3) turns all positions of a batch by other angles once its longest row goes beyond
+        some length. A row that may grow beyond it is alone, and so is one that might as its batch is padded.
+        """
+        if self._stretch is None or num_tokens + room <= self._stretch // (2 if room else 1):
+            return 0
+        if num_tokens > self._stretch:
+            return 1
+        self._num_alone += 1
+        return 1 + self._num_alone
 
     def generate(
         self,
@@ -220,10 +238,14 @@ class BatchModel(Forwards):
         """
         if self._exact is None:
             return None
-        inputs = grown(self._encode([prompt.text], [prompt], "right"), tokens)
-        is_last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        is_last[:, -1] = True
-        exact = self._exact(lambda: self._logits(inputs, is_last)[0])
+
+        def alone() -> Tensor:
+            inputs = grown(self._encode([prompt.text], [prompt], "right"), tokens)
+            is_last = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+            is_last[:, -1] = True
+            return self._logits(inputs, is_last)[0]
+
+        exact = self._exact(alone)
         if exact is not None:
             self._exact.compare(exact, found)
         return exact
@@ -246,6 +268,23 @@ class BatchModel(Forwards):
         finally:
             for owner, own in zip(owners, before, strict=True):
                 owner.generation_config = own
+
+
+def _stretch(config: Any) -> int | None:
+    """Tokens beyond which LongRoPE takes its other angles; None for models without it."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    limits = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    return next((limit for limit in limits if limit is not None), None)
+
+
+@torch.inference_mode()
+def _fill_tables(model: Any, length: int) -> None:
+    """Have LongRoPE note its angles for longer rows: noted in a forward in float64 they would be others."""
+    for module in model.modules():
+        if hasattr(module, "original_inv_freq"):
+            with suppress(TypeError):  # one table for each kind of layers
+                module(torch.zeros(1, device=model.device), torch.tensor([[length]], device=model.device))
 
 
 def _flat(scores: Sequence[TokenLogps]) -> Tensor:

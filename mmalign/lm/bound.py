@@ -6,6 +6,9 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 from mmalign.errors import ModelError
 from mmalign.lm.protocol import LM, Option
@@ -14,10 +17,57 @@ from mmalign.types import Chat, Choice, Completion, Sampling, TokenLogps
 GREEDY = Sampling()
 
 
-def call_seed(seed: int, round: int, sample_id: str, call: int) -> int:
-    """63 bits of SHA-256 over (seed, round, sample id, number of the call)."""
-    text = json.dumps([seed, round, sample_id, call], ensure_ascii=True)
+def call_seed(seed: int, round: int, sample_id: str, *call: int) -> int:
+    """63 bits of SHA-256 over (seed, round, sample id, number of the call; where that is within a task, both)."""
+    text = json.dumps([seed, round, sample_id, *call], ensure_ascii=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(eq=False)
+class _Count:
+    """Numbers of the calls that one task makes; `start` is the number that the task itself has."""
+
+    calls: _Calls
+    task: asyncio.Task[Any] | None
+    start: tuple[int, ...] = ()
+    next: int = 0
+
+    def take(self) -> tuple[int, ...]:
+        self.next += 1
+        return (*self.start, self.next - 1)
+
+
+class _Calls:
+    """Numbers of the calls about one sample. Tasks that run side by side do not take them from each other."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._first = _Count(self, _task())
+
+    def take(self) -> tuple[int, ...]:
+        self.total += 1
+        own = _COUNT.get()
+        if own is None or own.calls is not self:
+            own = self._first
+        task = _task()
+        own.task = own.task or task
+        if own.task is task:
+            return own.take()
+        # The first call of a task is one of those that started it: tasks start in the order in which they were made.
+        number = own.take()
+        _COUNT.set(_Count(self, task, number, 1))
+        return number
+
+
+#: The count of the task that runs; tasks inherit that of the one by which they were started.
+_COUNT: ContextVar[_Count | None] = ContextVar("count", default=None)
+
+
+def _task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None  # no event loop runs
 
 
 class SampleLM:
@@ -25,6 +75,8 @@ class SampleLM:
 
     A call is numbered when it is made, not when it is awaited, so answers do not depend on which of several awaited
     calls happens to run first. `generate_n` takes n numbers; `score` and `choose` take one each and draw nothing.
+    Tasks (`asyncio.gather` of coroutines) that make several calls each number all but the first for themselves, so
+    answers do not depend on which of them gets ahead either.
 
     Args:
         lm: the model that answers.
@@ -38,7 +90,7 @@ class SampleLM:
         self._lm = lm
         self._sample_id, self._seed, self._round = sample_id, seed, round
         self._checkpoints = dict(checkpoints or {})
-        self._num_calls = [0]  # one cell, shared with the checkpoints' views
+        self._calls = _Calls()  # shared with the checkpoints' views
 
     @property
     def name(self) -> str:
@@ -48,7 +100,7 @@ class SampleLM:
     @property
     def num_calls(self) -> int:
         """Calls made so far, to any checkpoint."""
-        return self._num_calls[0]
+        return self._calls.total
 
     def generate(self, chat: Chat, sampling: Sampling = GREEDY) -> Awaitable[Completion]:
         """One answer."""
@@ -85,9 +137,8 @@ class SampleLM:
             round=self._round,
             checkpoints=self._checkpoints,
         )
-        other._num_calls = self._num_calls
+        other._calls = self._calls
         return other
 
     def _next_seed(self) -> int:
-        self._num_calls[0] += 1
-        return call_seed(self._seed, self._round, self._sample_id, self._num_calls[0] - 1)
+        return call_seed(self._seed, self._round, self._sample_id, *self._calls.take())

@@ -26,16 +26,50 @@ T = TypeVar("T")
 
 #: Float32 has not been seen to be off by a tenth of this.
 _TOO_NOISY = 1e-4
+#: Where a config of transformers has the name of the kernel for experts.
+_EXPERTS = "_experts_implementation_internal"
+#: Properties of a tensor that are views of it.
+_VIEWS = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__, Tensor.mH.__get__)  # type: ignore[attr-defined]
 
 
 class _Calls(TorchFunctionMode):
-    """Says float64 where a model asks for the number type of a tensor in float32."""
+    """Says float64 where a model asks for the number type of a tensor in float32; views of weights are in float64, too.
+
+    For such a view (LLaVA's class token, once for each picture) `_Operations` is too late: inside `inference_mode`
+    torch refuses what is no view of the weight itself. Weights that were themselves made in there are no matter.
+
+    What a model writes into a tensor of its own (Phi-3's rotary frequencies) is written there, until `forget`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if args and isinstance(args[0], Tensor) and args[0].dtype is torch.float32:
+            name = getattr(func, "__name__", "")
+            if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+                return self._write(func, *args, **(kwargs or {}))
+            if name != "__get__" or func in _VIEWS:
+                args = (args[0].double(), *args[1:])
         found = func(*args, **(kwargs or {}))
         return torch.float64 if found is torch.float32 else found
+
+    def forget(self) -> None:
+        """Give tensors that were written into their values back."""
+        with as_usual():
+            for tensor, before in self._before.values():
+                tensor.copy_(before)
+
+    def _write(self, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        wide = tensor.double()
+        self._before.setdefault(id(tensor), (tensor, wide.clone()))
+        found = func(wide, *args, **kwargs)
+        with as_usual():
+            tensor.copy_(wide)
+        return found
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch tells mypy nothing of it
@@ -66,10 +100,12 @@ def in_double(model: Any) -> Iterator[None]:
     """
     places = [place for module in model.modules() for place in (vars(module), module._buffers)]
     before = [dict(place) for place in places]
+    calls = _Calls()
     try:
-        with _Calls(), _Operations():  # type: ignore[no-untyped-call]
+        with _plain_experts(model), calls, _Operations():  # type: ignore[no-untyped-call]
             yield
     finally:
+        calls.forget()
         for place, known in zip(places, before, strict=True):
             # Only tensors and numbers: at its first forward a model also notes that it is prepared for forwards.
             changed = [name for name, value in place.items() if value is not known.get(name) and _is_noted(value)]
@@ -79,6 +115,20 @@ def in_double(model: Any) -> Iterator[None]:
                     place[name] = known[name]
                 else:
                     del place[name]
+
+
+@contextmanager
+def _plain_experts(model: Any) -> Iterator[None]:
+    """Inside, experts of a mixture are computed by the model's own code: the kernels for them take no float64."""
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    before = {key: vars(config).get(_EXPERTS) for key, config in configs.items()}
+    try:
+        for key in (key for key, kernel in before.items() if kernel is not None):
+            setattr(configs[key], _EXPERTS, "eager")
+        yield
+    finally:
+        for key in (key for key, kernel in before.items() if kernel is not None):
+            setattr(configs[key], _EXPERTS, before[key])
 
 
 def _is_noted(value: Any) -> bool:

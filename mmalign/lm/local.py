@@ -107,7 +107,8 @@ class LocalLM:
         def plan(request: _Request) -> None:
             prompt = self._batches.prompt(chat)
             room = self._batches.room(prompt, sampling)
-            self._add(Job("generate", prompt, room, sampling, seed), request, request.resolve)
+            zone = self._batches.zone(prompt.num_tokens, room)
+            self._add(Job("generate", prompt, room, sampling, seed, zone=zone), request, request.resolve)
 
         return cast(Completion, await self._ask(plan))
 
@@ -261,7 +262,8 @@ class LocalLM:
             room = self._batches.max_positions
             if room is not None and prompt.num_tokens + length > room:
                 raise SampleError(f"prompt and answer have {prompt.num_tokens + length} tokens, the model takes {room}")
-            jobs.append(Job("score", prompt, length, answer=answer))
+            zone = self._batches.zone(prompt.num_tokens + length)
+            jobs.append(Job("score", prompt, length, answer=answer, zone=zone))
 
         def collect(number: int, score: TokenLogps) -> None:
             found[number] = score
@@ -277,7 +279,7 @@ class LocalLM:
             self._logits.move_to_end(prompt.key)
             receive(kept[1])
             return
-        self._add(Job("logits", prompt), request, receive)
+        self._add(Job("logits", prompt, zone=self._batches.zone(prompt.num_tokens)), request, receive)
 
     def _run_next(self) -> None:
         for job in [job for job in self._pending if not job.wanted]:

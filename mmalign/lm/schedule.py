@@ -24,7 +24,8 @@ PATIENCE = 16
 class Job:
     """One row of a future batch, and everyone who waits for its result.
 
-    `new_tokens` is how many tokens the row may grow by (generate) or has behind its prompt (score).
+    `new_tokens` is how many tokens the row may grow by (generate) or has behind its prompt (score). Only rows of one
+    `zone` share a batch.
     """
 
     verb: Verb
@@ -33,6 +34,7 @@ class Job:
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     answer: str = ""
+    zone: int = 0
     receivers: list[Callable[[Any], None]] = field(default_factory=list)
     is_wanted: list[Callable[[], bool]] = field(default_factory=list)
     passed_over: int = 0
@@ -71,11 +73,11 @@ def is_full(pending: Sequence[Job], max_rows: int) -> bool:
 def next_batch(pending: Sequence[Job], max_rows: int, max_tokens: int, max_logits_rows: int) -> list[Job]:
     """Jobs to run together, out of `pending` (oldest first, not empty).
 
-    A batch is of one verb and of media that fit together (`Prompt.group`). A group that fills a batch goes first, else
-    short work goes before long, else the older one. Within the group jobs are sorted by length, those about the same
-    media side by side where they can share them, and the batch is the stretch around the oldest job, cut to
-    `max_tokens` padded tokens; for scores also to `max_logits_rows` answer tokens, whose logits exist at the same time.
-    One job alone is always let through.
+    A batch is of one verb and one zone, and of media that fit together (`Prompt.group`). A group that fills a batch
+    goes first, else short work goes before long, else the older one. Within the group jobs are sorted by length, those
+    about the same media side by side where they can share them, and the batch is the stretch around the oldest job, cut
+    to `max_tokens` padded tokens; for scores also to `max_logits_rows` answer tokens, whose logits exist at the same
+    time. One job alone is always let through.
     """
     groups = _groups(pending)
 
@@ -116,10 +118,10 @@ def _ranked(group: Sequence[Job]) -> list[Job]:
     return sorted(group, key=place)
 
 
-def _groups(pending: Sequence[Job]) -> dict[tuple[Verb, Group], list[Job]]:
-    groups: dict[tuple[Verb, Group], list[Job]] = {}
+def _groups(pending: Sequence[Job]) -> dict[tuple[Verb, Group, int], list[Job]]:
+    groups: dict[tuple[Verb, Group, int], list[Job]] = {}
     for job in pending:
-        groups.setdefault((job.verb, job.prompt.group), []).append(job)
+        groups.setdefault((job.verb, job.prompt.group, job.zone), []).append(job)
     return groups
 
 

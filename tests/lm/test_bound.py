@@ -14,7 +14,7 @@ from mmalign.errors import ModelError, SampleError
 from mmalign.lm.bound import SampleLM, call_seed
 from mmalign.lm.protocol import LM, YES_NO
 from mmalign.lm.scripted import ScriptedLM
-from mmalign.types import Chat, Message, Sampling
+from mmalign.types import Chat, Completion, Message, Sampling
 
 ASK = Chat((Message("user", ("Describe it.",)),))
 FREE = Sampling(temperature=1.0)
@@ -30,7 +30,7 @@ def test_seeds_have_63_bits_and_every_part_counts(seed: int, round: int, sample_
     value = call_seed(*parts)
     assert 0 <= value < 2**63
     others = [(seed + 1, *parts[1:]), (seed, round + 1, *parts[2:]), (seed, round, sample_id + "x", call)]
-    assert value not in {call_seed(*other) for other in [*others, (*parts[:3], call + 1)]}  # type: ignore[arg-type]
+    assert value not in {call_seed(*other) for other in [*others, (*parts[:3], call + 1)]}
 
 
 def test_seeds_are_pinned() -> None:
@@ -55,6 +55,40 @@ async def test_every_verb_takes_a_number() -> None:
     await lm.choose(ASK, YES_NO)
     await lm.score(ASK, ["x", "y"])
     assert (await lm.generate(ASK)).text == str(call_seed(5, 2, "a", 2))
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+async def test_tasks_side_by_side_draw_the_same_whichever_gets_ahead(slow: int) -> None:
+    lm = seeds_of()
+
+    async def chain(number: int) -> list[str]:
+        said = [(await lm.generate(ASK, FREE)).text]
+        for _ in range(50 if number == slow else 0):
+            await asyncio.sleep(0)
+        said += [one.text for one in await lm.generate_n(ASK, 2, FREE)]
+        return [*said, *(one.text for one in await asyncio.gather(part(), part()))]
+
+    async def part() -> Completion:
+        await lm.choose(ASK, YES_NO)
+        return await lm.generate(ASK, FREE)
+
+    first = await lm.generate(ASK, FREE)
+    beside = asyncio.create_task(chain(0))
+    found = await asyncio.gather(chain(1), chain(2))
+    last = await lm.generate(ASK, FREE)
+    inside = [(), (1,), (2,), (3, 1), (4, 1)]
+    expected = [[str(call_seed(0, 0, "a", start, *more)) for more in inside] for start in (1, 2, 3)]
+    assert [await beside, *found] == expected
+    assert [first.text, last.text] == [str(call_seed(0, 0, "a", call)) for call in (0, 4)]
+    assert lm.num_calls == 2 + 3 * 7
+
+
+async def test_samples_worked_on_by_one_task_have_counts_of_their_own() -> None:
+    async def asked() -> str:
+        return (await (lm := seeds_of()).generate(ASK, FREE)).text + (await lm.generate(ASK, FREE)).text
+
+    own = "".join(str(call_seed(0, 0, "a", call)) for call in (0, 1))
+    assert [await asked(), *await asyncio.gather(asked(), asked())] == [own] * 3
 
 
 async def test_checkpoints_share_the_count_and_unknown_ones_are_named() -> None:

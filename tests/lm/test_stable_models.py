@@ -18,12 +18,13 @@ from mmalign.lm.stable import FINE_GRID
 from mmalign.types import Chat, Choice, Completion, Media, Message, Sampling, TokenLogps
 from tests.models import READING, SEEING, WATCHING, clip, picture, tiny
 
-ALL = list(dict.fromkeys((*READING, *SEEING, *WATCHING, "gemma3")))
+TEXT = (*READING, "mixtral")
+ALL = list(dict.fromkeys((*TEXT, *SEEING, *WATCHING, "gemma3")))
 YES = (("yes",), ("no",))
 
 
 def chat(name: str, text: str, number: int = 1) -> Chat:
-    shown: list[Media] = [] if name in READING else [clip(number) if name in WATCHING else picture(number)]
+    shown: list[Media] = [] if name in TEXT else [clip(number) if name in WATCHING else picture(number)]
     return Chat((Message("user", (*shown, text)),))
 
 
@@ -78,6 +79,47 @@ async def test_numbers_are_the_same_to_the_last_bit_in_all_batches(name: str) ->
     assert await answers(4, [2, 5, 0, 1, 4, 3]) == first
     for row in first[1].values():
         assert all(logp % FINE_GRID == 0 for score in row for logp in score.logps)
+
+
+async def test_rows_do_not_turn_each_others_positions() -> None:
+    """LongRoPE takes other angles for a whole batch once one of its rows is long (here beyond 64 tokens)."""
+    loaded = tiny("phi3")
+    drawn = Sampling(temperature=1.0, max_new_tokens=12)
+    asked = [Chat((Message("user", ("A tree? " * times,)),)) for times in (1, 2, 3, 10, 12, 40)]
+
+    async def answers(size: int, order: list[int]) -> list[tuple[Completion, Choice, list[TokenLogps]]]:
+        async with LocalLM(loaded, max_batch_size=size) as lm:
+            made = await asyncio.gather(*(lm.generate(asked[n], drawn, seed=n) for n in order))
+            chosen = await asyncio.gather(*(lm.choose(asked[n], YES) for n in order))
+            scored = await asyncio.gather(*(lm.score(asked[n], ["A boat.", "A tree."]) for n in order))
+        found = dict(zip(order, zip(made, chosen, scored, strict=True), strict=True))
+        return [found[n] for n in range(len(asked))]
+
+    lengths = [len(loaded.renderer.token_ids(loaded.renderer.prompt(chat))) for chat in asked]
+    assert sum(length + 12 <= 32 for length in lengths) >= 1
+    assert sum(length <= 64 < length + 12 for length in lengths) >= 1
+    assert sum(length > 64 for length in lengths) >= 1
+    alone = await answers(1, [0, 1, 2, 3, 4, 5])
+    assert await answers(64, [5, 3, 1, 0, 2, 4]) == alone
+
+
+def test_what_a_model_writes_into_its_own_tensors_counts_and_is_forgotten() -> None:
+    class Noting(torch.nn.Module):
+        angles: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("angles", torch.ones(2))
+
+        def forward(self, given: Tensor) -> Tensor:
+            self.angles.copy_(given)
+            self.angles[0] = 5
+            return self.angles * 2
+
+    model = Noting()
+    with torch.inference_mode(), in_double(model):
+        assert model(torch.tensor([3.0, 4.0])).tolist() == [10, 8]
+    assert model.angles.tolist() == [1, 1]
 
 
 async def test_a_choice_at_an_edge_is_told_from_exact_logits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ them for each name, and the next attempt puts it out of the way.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import io
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,8 @@ from typing import Any, BinaryIO, TextIO
 from mmalign.errors import StoreError
 
 PREFIX = ".partial-"
+#: Of renameat2 (Linux) and renamex_np (macOS): let names change places; a path starts from the current folder.
+_EXCHANGE, _HERE = 2, -100
 
 
 @contextmanager
@@ -70,8 +74,9 @@ def write_json(path: Path, value: Any) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write a file or folder under; it becomes `path`, in place of what was there, when the block ends well.
 
-    For what writes to a path of its own, by one process at a time. Raises StoreError, also where safetensors and torch
-    have errors of their own for a disk that fails.
+    A folder takes the place of another at once; on file systems where two names cannot change places (NFS) there is
+    none for an instant. For what writes to a path of its own, by one process at a time. Raises StoreError, also where
+    safetensors and torch have errors of their own for a disk that fails.
     """
     partial = path.with_name(f"{PREFIX}{path.name}")
     with explained(path):
@@ -81,20 +86,20 @@ def replacing(path: Path) -> Iterator[Path]:
             yield partial
             for part in [*partial.rglob("*"), partial]:
                 sync_folder(part) if part.is_dir() else _flush(part)
-            if path.is_dir():
-                discard(path)
-            partial.replace(path)
-        except Exception as error:
+            replaced = _put(partial, path)
+            sync_folder(path.parent)  # before what was there is gone
+            if replaced is not None:
+                discard(replaced)
+        except BaseException as error:
             discard(partial)
             if (cause := _of_the_system(error)) is not None:
                 raise cause from error
             raise
-        sync_folder(path.parent)
 
 
 def discard(path: Path) -> None:
     """Remove a file or folder, if it is there, so that no part of it is ever seen under its name."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         doomed = path if path.name.startswith(PREFIX) else _doomed(path)
         if doomed != path:
             discard(doomed)
@@ -106,6 +111,12 @@ def discard(path: Path) -> None:
 
 def _doomed(path: Path) -> Path:
     return path.with_name(f"{PREFIX}old-{path.name}")
+
+
+def make_parent(path: Path) -> None:
+    """Create the folder that `path` is to lie in. Raises StoreError."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def sweep(folder: Path) -> None:
@@ -162,7 +173,34 @@ def _claimed(partial: Path) -> int:
         os.close(handle)
 
 
-def _of_the_system(error: Exception) -> OSError | None:
+def _put(new: Path, path: Path) -> Path | None:
+    """Give `new` the name `path`; the name that a folder which had it has now."""
+    if not path.is_dir():
+        new.replace(path)
+        return None
+    if _exchanged(new, path):
+        return new
+    old = _doomed(path)
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    return old
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the system or the file system cannot."""
+    libc = ctypes.CDLL(None)
+    names = os.fsencode(one), os.fsencode(other)
+    sys.audit("os.rename", str(one), str(other), -1, -1)  # as Python's own renaming does
+    if hasattr(libc, "renameat2"):
+        return bool(libc.renameat2(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0)
+    return hasattr(libc, "renamex_np") and libc.renamex_np(*names, _EXCHANGE) == 0
+
+
+def _of_the_system(error: BaseException) -> OSError | None:
     """The system's error behind that of safetensors ("os error 28"), or of torch, raised while the other is handled."""
     if (found := re.search(r"\(os error (\d+)\)", str(error))) is not None:
         return OSError(int(found[1]), os.strerror(int(found[1])))

@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmalign.atomic import explained, writing_bytes
+from mmalign.atomic import make_parent, writing_bytes
 from mmalign.errors import DataError, MediaError
 from mmalign.media.files import readable_name, safe_path
 from mmalign.media.image import PictureLimits, inspect_picture
@@ -287,8 +287,7 @@ def check_output(output: Path) -> None:
 @contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
     """A stream whose file appears under its name only when everything is written and on the disk."""
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     with writing_bytes(path) as stream:
         yield stream
 

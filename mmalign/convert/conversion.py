@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmalign.atomic import discard, explained, replacing
+from mmalign.atomic import make_parent, replacing
 from mmalign.convert.format import Format, Survey
 from mmalign.convert.llamafactory import LlamaFactory
 from mmalign.convert.own import Own
@@ -102,13 +102,8 @@ def refuse_output(output: Path) -> None:
 @contextmanager
 def _appearing(output: Path) -> Iterator[Path]:
     """A folder to write to that becomes `output` at the end of the block, or is gone."""
-    with explained(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(output)
     with replacing(output) as partial:
         partial.mkdir()
-        try:
-            yield partial
-        except BaseException:
-            discard(partial)
-            raise
+        yield partial
         refuse_output(output)  # somebody may have filled it meanwhile

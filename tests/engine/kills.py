@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any, Self
 
+import pyarrow.parquet as pq
 import torch
 import yaml
 from PIL import Image
@@ -30,6 +32,16 @@ from mmalign.train.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "mmalign" / "tiny" / "recipes"
+STIC = str(TINY / "stic.yaml")
+SMALL = ("--model.device", "cpu", "--train.threads", "1", "--evaluate.scenes", "0")
+DRAWN = ("--data.scenes", "3")
+TRAINING = (
+    *("--train.batch_size", "1", "--train.epochs", "1", "--train.checkpoint_every_steps", "1"),
+    *("--train.lora.rank", "2", "--train.lora.dropout", "0.2"),
+)
+#: A run of everything but measuring; `--output` follows.
+WHOLE = ("run", STIC, *SMALL, *DRAWN, *TRAINING)
+FULL = "free some space and run the same command again, what is done is kept"
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,15 @@ class Ended:
     @property
     def is_killed(self) -> bool:
         return self.status == -SIGKILL
+
+    @property
+    def told(self) -> str:
+        """The one line that a run ended with, beside its lines of progress."""
+        assert self.status == 2, self
+        lines = [line for line in self.err.splitlines() if not re.match(r"[a-z ]+: \d+ of \d+|━", line)]
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("mmalign: ")
+        return lines[0]
 
 
 class Child:
@@ -185,11 +206,11 @@ def kill_again_and_again(job: Job, folder: Path, seed: int, num: int, *, at_most
 def left_over(run: Path) -> list[str]:
     """Unfinished files that a finished run should not have left.
 
-    Parts of the reference's numbers have names of their own, since other runs may write to their folder at the same
-    time; unfinished ones are cleared away when they are old (`mmalign.train.cache.parts.trim`).
+    Parts of the reference's numbers, and files of features, have names of their own, since other runs may write to
+    their folder at the same time; unfinished ones are cleared away when they are old.
     """
     names = sorted(str(path.relative_to(run)) for path in run.rglob(".*"))
-    return [name for name in names if not Path(name).name.startswith(".partial-part-")]
+    return [name for name in names if not re.match(r"\.partial-(part-|[0-9a-f]{32}$)", Path(name).name)]
 
 
 def unreadable(run: Path) -> list[str]:
@@ -213,8 +234,10 @@ def read(path: Path) -> None:
             pass  # the journal is read with its database
         case ".sqlite":
             _read_database(path)
-        case ".parquet":
+        case ".parquet" if path.name == "pairs.parquet":
             read_pairs(path)
+        case ".parquet":
+            pq.read_table(path)
         case ".jsonl" if path.name == "metrics.jsonl":
             read_metrics(path)  # its last line may be cut off
         case ".jsonl":

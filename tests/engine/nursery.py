@@ -170,7 +170,55 @@ def without_page(*words: str) -> int:
     return command(*words)
 
 
-DEEDS = {"scripted": scripted, "command": command, "without_page": without_page}
+def cached(folder: str) -> int:
+    """Features and the reference's numbers of six pairs, found in a folder's caches or made and kept there."""
+    import torch
+
+    from mmalign.errors import MMAlignError
+    from mmalign.train.cache.parts import Numbers, Parts
+    from mmalign.train.cache.tensor_cache import TensorCache
+
+    wanted = {f"row-{number}": torch.arange(500.0) + number for number in range(6)}
+    lengths = torch.tensor([500, 0])
+    try:
+        cache, parts = TensorCache(Path(folder) / "features", 1 << 20), Parts(Path(folder) / "reference" / "key")
+        for key, values in wanted.items():
+            found = cache.get(key)
+            assert found is None or torch.equal(found["x"], values)
+            if found is None:
+                cache.put(key, {"x": values})
+            if key not in parts.read([key]):
+                parts.write({key: Numbers(lengths, lengths, values)})
+        known = parts.read(wanted)
+        for key, values in wanted.items():
+            logps = known[key].logps
+            assert logps is not None
+            assert torch.equal(values, logps)
+    except MMAlignError as error:
+        print(f"mmalign: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def replaced(folder: str, version: str, exchanges: str) -> int:
+    """A folder of two files in the place of what was there; where names cannot change places, unless it `exchanges`."""
+    from mmalign import atomic
+    from mmalign.errors import MMAlignError
+
+    if exchanges != "True":
+        atomic._exchanged = lambda one, other: False
+    try:
+        with atomic.replacing(Path(folder) / "model") as partial:
+            (partial / "b").mkdir(parents=True)
+            (partial / "a").write_text(version)
+            (partial / "b" / "c").write_text(version)
+    except MMAlignError as error:
+        print(f"mmalign: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+DEEDS = {found.__name__: found for found in (scripted, command, without_page, cached, replaced)}
 
 
 def child(order: dict[str, Any]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.engine.kills import (
-    TINY,
-    Ended,
+    DRAWN,
+    FULL,
+    SMALL,
+    STIC,
+    WHOLE,
     Job,
     Nursery,
     left_over,
@@ -27,23 +29,7 @@ from tests.engine.kills import (
     weights_and_curve,
 )
 
-STIC = str(TINY / "stic.yaml")
-SMALL = ("--model.device", "cpu", "--train.threads", "1", "--evaluate.scenes", "0", "--data.scenes", "3")
-TRAINING = ("--train.batch_size", "1", "--train.checkpoint_every_steps", "1", "--train.lora.rank", "2")
-FULL = "free some space and run the same command again, what is done is kept"
 NOBODY = 65534
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def nursery(folder: Path) -> Iterator[Nursery]:
-    run = ("run", STIC, *SMALL, *TRAINING, "--output", str(folder / "warm"))
-    with Nursery(folder / "words", [("command", run), ("scripted", (str(folder / "scripted"), "plain", "9"))]) as found:
-        yield found
 
 
 def scripted(nursery: Nursery, num: int = 60) -> Job:
@@ -52,17 +38,7 @@ def scripted(nursery: Nursery, num: int = 60) -> Job:
 
 def whole(nursery: Nursery) -> Job:
     """Pairs, training and page of the embedded model."""
-    words = ("run", STIC, *SMALL, *TRAINING, "--output")
-    return Job(nursery, "command", lambda run: [*words, str(run)], weights_and_curve)
-
-
-def told(ended: Ended) -> str:
-    """The one line that a run ended with, beside its lines of progress."""
-    assert ended.status == 2, ended
-    lines = [line for line in ended.err.splitlines() if not re.match(r"(pairs|survey): \d+ of \d+", line)]
-    assert len(lines) == 1, ended.err
-    assert lines[0].startswith("mmalign: ")
-    return lines[0]
+    return Job(nursery, "command", lambda run: [*WHOLE, "--output", str(run)], weights_and_curve)
 
 
 # A full disk ----------------------------------------------------------------------------------------------------------
@@ -76,7 +52,7 @@ def test_the_disk_is_full_at_any_change_of_a_scripted_run(nursery: Nursery, tmp_
     for number, (place, times) in enumerate(sorted(places.items())):
         run = tmp_path / f"{number}"
         moment = {"place": place, "at": rng.randint(1, times), "act": "ENOSPC"}
-        assert FULL in told(job.start(run, moment=moment).end()), moment
+        assert FULL in job.start(run, moment=moment).end().told, moment
         assert not run.exists() or unreadable(run) == left_over(run) == [], moment
         job.whole(run)
         assert job.kept(run) == wanted, moment
@@ -101,7 +77,7 @@ PLACES = (
 def test_the_disk_is_full_again_and_again_in_a_whole_run(nursery: Nursery, folder: Path, tmp_path: Path) -> None:
     job, run = whole(nursery), tmp_path / "run"
     for place in PLACES:
-        line = told(job.start(run, moment={"place": place, "at": 1, "act": "ENOSPC"}).end())
+        line = job.start(run, moment={"place": place, "at": 1, "act": "ENOSPC"}).end().told
         assert "no space left on device" in line.lower(), place
         assert "what is done is kept" in line, place
         assert unreadable(run) == left_over(run) == [], place
@@ -116,7 +92,7 @@ def test_no_file_may_grow_beyond_a_size(survives: bool, nursery: Nursery, folder
     for largest in (2_000, 15_000, 25_000, 60_000, 110_000, 250_000):
         ended = job.start(run, largest=largest, survives=survives).end()
         if survives:
-            assert FULL in told(ended), largest
+            assert FULL in ended.told, largest
         else:
             assert ended.status == -signal.SIGXFSZ, largest
         assert unreadable(run) == [], largest
@@ -142,7 +118,7 @@ def test_a_disk_that_is_really_full(nursery: Nursery, folder: Path, tmp_path: Pa
     with mounted(disk, "-t", "tmpfs", "-o", "size=16k", "tmpfs"):
         for kilobytes in (16, 48, 120, 300, 420):
             subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", disk], check=True)
-            assert FULL in told(job.start(run).end()), kilobytes
+            assert FULL in job.start(run).end().told, kilobytes
             assert unreadable(run) == [], kilobytes
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         job.whole(run)
@@ -158,7 +134,7 @@ def test_a_file_system_that_became_read_only(nursery: Nursery, folder: Path, tmp
     with mounted(disk, "-t", "tmpfs", "-o", "size=64m", "tmpfs"):
         job.start(run, moment={"place": "os.mkdir train/checkpoints", "at": 1, "act": "kill"}).end()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        assert "make the folder writable or name another output" in told(job.start(run).end())
+        assert "make the folder writable or name another output" in job.start(run).end().told
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         job.whole(run)
         assert job.kept(run) == job.kept(folder / "warm")
@@ -170,7 +146,7 @@ def test_a_folder_of_somebody_else(nursery: Nursery) -> None:
         job, run = scripted(nursery), Path(name) / "run"
         run.mkdir(mode=0o555)
         other = {} if run.owner() != "root" else {"user": NOBODY}  # who may write anywhere
-        line = told(job.start(run, **other).end())
+        line = job.start(run, **other).end().told
         assert line == (
             f"mmalign: {run}: cannot be written (permission denied); make the folder writable or name another output"
         )
@@ -183,7 +159,7 @@ def test_a_file_system_that_becomes_read_only_at_any_change(nursery: Nursery, tm
     places = job.whole(tmp_path / "unbroken").places
     for number, place in enumerate(sorted(places)):
         run = tmp_path / f"{number}"
-        line = told(job.start(run, moment={"place": place, "at": 1, "act": "EROFS"}).end())
+        line = job.start(run, moment={"place": place, "at": 1, "act": "EROFS"}).end().told
         assert "make the folder writable or name another output" in line, place
         job.whole(run)
         assert job.kept(run) == job.kept(tmp_path / "unbroken"), place
@@ -198,9 +174,11 @@ def test_a_second_process_is_refused_and_the_first_goes_on(nursery: Nursery, tmp
     while "answer" not in first.reading():
         time.sleep(0.005)
     os.kill(first.pid, signal.SIGSTOP)  # so that it is not done before the others come
-    other = Job(nursery, "command", lambda run: ["run", STIC, *SMALL, "--output", str(run)], pairs_and_quarantine)
+    other = Job(
+        nursery, "command", lambda run: ["run", STIC, *SMALL, *DRAWN, "--output", str(run)], pairs_and_quarantine
+    )
     for second in (job, other):
-        line = told(second.start(run).end())
+        line = second.start(run).end().told
         assert line.startswith(f"mmalign: {run}: in use by process {first.pid} on ")
     os.kill(first.pid, signal.SIGCONT)
     assert first.end().status == 0
@@ -268,8 +246,8 @@ def test_another_recipe_is_refused_with_what_changed(
 ) -> None:
     run = broken_off[place]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix != ".lock"}
-    words = ["run", STIC, *SMALL, *TRAINING, "--output", str(run), *flags]
-    line = told(nursery.start("command", words, run).end())
+    words = [*WHOLE, "--output", str(run), *flags]
+    line = nursery.start("command", words, run).end().told
     assert says in line
     assert "put the old values back" in line
     assert before == {path: path.read_bytes() for path in before}
@@ -279,6 +257,6 @@ def test_free_keys_may_change(nursery: Nursery, folder: Path, broken_off: dict[s
     run = tmp_path / "run"
     shutil.copytree(broken_off[TRAINED], run)
     flags = ("--generate.batch_size", "3", "--generate.concurrency", "2", "--train.keep_checkpoints", "1")
-    words = ["run", STIC, *SMALL, *TRAINING, "--output", str(run), *flags, "--evaluate.examples", "1"]
+    words = [*WHOLE, "--output", str(run), *flags, "--evaluate.examples", "1"]
     assert nursery.start("command", words, run).end().status == 0
     assert weights_and_curve(run) == weights_and_curve(folder / "warm")

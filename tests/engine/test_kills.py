@@ -5,40 +5,35 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.engine.kills import TINY, Job, Nursery, kill_again_and_again, pairs_and_quarantine, weights_and_curve
+from mmalign.pairs import read_pairs, write_pairs
+from tests.engine.kills import (
+    DRAWN,
+    FULL,
+    SMALL,
+    STIC,
+    TRAINING,
+    WHOLE,
+    Job,
+    Nursery,
+    kill_again_and_again,
+    pairs_and_quarantine,
+    unreadable,
+    weights_and_curve,
+)
 
 TIMES = int(os.environ.get("MMALIGN_KILLS", "1"))
 SEED = int(os.environ.get("MMALIGN_KILL_SEED", "0"))
 
 #: Kills that must meet a process at work, by what it is at.
 KILLS = {"plain": 45, "two_pass": 30, "generate": 18, "train": 18, "run": 5}
-
-STIC = str(TINY / "stic.yaml")
-SMALL = ("--model.device", "cpu", "--train.threads", "1", "--evaluate.scenes", "0")
-DRAWN = ("--data.scenes", "3")
-TRAINING = (
-    *("--train.batch_size", "1", "--train.epochs", "1", "--train.checkpoint_every_steps", "1"),
-    *("--train.lora.rank", "2", "--train.lora.dropout", "0.2"),
-)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kills")
-
-
-@pytest.fixture(scope="module")
-def nursery(folder: Path) -> Iterator[Nursery]:
-    """With a whole run in `folder/warm`."""
-    run = ("run", STIC, *SMALL, *DRAWN, *TRAINING, "--output", str(folder / "warm"))
-    with Nursery(folder / "words", [("command", run), ("scripted", (str(folder / "scripted"), "plain", "9"))]) as found:
-        yield found
 
 
 def kill(name: str, job: Job, folder: Path, **options: int) -> None:
@@ -71,5 +66,51 @@ def test_training(nursery: Nursery, folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_whole_run(nursery: Nursery, tmp_path: Path) -> None:
-    words = ("run", STIC, *SMALL, *DRAWN, *TRAINING, "--output")
-    kill("run", Job(nursery, "command", lambda run: [*words, str(run)], weights_and_curve), tmp_path, at_most=12)
+    job = Job(nursery, "command", lambda run: [*WHOLE, "--output", str(run)], weights_and_curve)
+    kill("run", job, tmp_path, at_most=12)
+
+
+#: Where a run of stages with controls is killed, or (False) finds the disk full, in the order in which it comes there.
+BROKEN_OFF = (
+    ("os.rename caches/features/features-N.safetensors", True),
+    ("open caches/features/.partial-N", False),  # of what can be computed again: the run goes on
+    ("os.rename run/train/stage-N/result.json", True),
+    ("os.rename run/train/.partial-adapter/adapter_config.json", True),
+    ("os.rename run/controls/random_signs/stage-N/checkpoints/step-N", True),
+    ("fsync run/controls/sft/.partial-adapter/adapter_model.safetensors", True),
+    ("os.rename run/evaluation.json", True),
+)
+
+
+def test_stages_and_controls_with_caches(nursery: Nursery, folder: Path, tmp_path: Path) -> None:
+    pairs = read_pairs(folder / "warm" / "round-0" / "pairs.parquet")[:2]
+    write_pairs(tmp_path / "pairs.parquet", [replace(pair, stage=number) for number, pair in enumerate(pairs)])
+    measuring = {"scenes": "1", "max_new_tokens": "2", "examples": "1"}
+    words = (
+        *("run", STIC, *SMALL, *TRAINING, "--train.stages", "renew"),
+        *("--data.pairs", str(tmp_path / "pairs.parquet"), "--data.media_root", str(folder / "warm" / "scenes")),
+        *(word for key, value in measuring.items() for word in (f"--evaluate.{key}", value)),
+    )
+
+    def caches(top: Path) -> list[str]:
+        names = ("feature", "reference")
+        return [word for name in names for word in (f"--train.{name}_cache", str(top / "caches" / f"{name}s"))]
+
+    def kept(top: Path) -> dict[str, Any]:
+        evaluation = json.loads((top / "run" / "evaluation.json").read_text(encoding="utf-8"))
+        return {**weights_and_curve(top / "run"), "evaluation": evaluation}
+
+    job = Job(nursery, "without_page", lambda top: [*words, *caches(top), "--output", str(top / "run")], kept)
+    places = job.whole(tmp_path / "unbroken").places
+    assert not (away := [place for place, _ in BROKEN_OFF if place not in places]), away
+    top = tmp_path / "again"
+    for place, is_kill in BROKEN_OFF:
+        ended = job.start(top, moment={"place": place, "at": 1, "act": "kill" if is_kill else "ENOSPC"}).end()
+        if is_kill:
+            assert ended.is_killed, (place, ended.err)
+        else:
+            assert (ended.status, ended.err.count("Traceback")) == (2, 0), (place, ended.err)
+            assert FULL in ended.err, place
+        assert unreadable(top) == [], place
+    job.whole(top)
+    assert job.kept(top) == job.kept(tmp_path / "unbroken")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmalign import atomic
 from mmalign.atomic import replacing
 from mmalign.cli import main
 from mmalign.errors import StoreError
@@ -40,6 +42,71 @@ def test_torch_tells_of_a_full_disk_as_python_does(tmp_path: Path) -> None:
 def test_an_error_of_another_kind_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"), replacing(tmp_path / "model"):
         raise RuntimeError("shapes")
+
+
+def test_what_was_there_comes_back_where_nothing_can_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On file systems where two names cannot change places."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name == ".partial-model":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(atomic, "_exchanged", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(StoreError, match="free some space"), replacing(tmp_path / "model") as partial:
+        partial.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "old"]
+
+
+def test_what_is_interrupted_is_cleared_away(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "model") as partial:
+        _interrupt(partial)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _interrupt(partial: Path) -> None:
+    partial.mkdir()
+    raise KeyboardInterrupt
+
+
+def test_parts_of_another_user_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of reference log-probs may be shared by people who cannot remove each other's files."""
+    part = tmp_path / "key" / ".partial-part-0.safetensors"
+    part.parent.mkdir()
+    part.touch()
+    os.utime(part, (0, 0))
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        parts.trim(tmp_path)
+    assert part.exists()
+    parts.trim(tmp_path)
+    assert not part.exists()
+
+
+def test_a_part_that_the_disk_does_not_give_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = parts.Parts(tmp_path / "key")
+    kept.write({"row": parts.Numbers(torch.tensor([1]), torch.tensor([1]), torch.zeros(1))})
+
+    def broken(*given: Any, **more: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "safe_open", broken)
+        assert kept.read(["row"]) == {}
+    assert "cannot be read" in caplog.text
+    assert kept.read(["row"]).keys() == {"row"}
 
 
 def test_a_full_disk_is_one_line(

@@ -201,6 +201,10 @@ def test_a_run_is_merged_and_keeps_its_adapter(tmp_path: Path, capsys: pytest.Ca
         torch.testing.assert_close(found.model(**ids).logits, adapted.model(**ids).logits, atol=1e-5, rtol=1e-5)
     assert main(["merge", str(run), "--out", str(tmp_path / "elsewhere")]) == 0
     assert (tmp_path / "elsewhere" / "config.json").is_file()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert main(["merge", str(run), "--out", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in tmp_path.glob(".*")] == []
     assert main(["merge", str(run), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"mmalign: {tmp_path}: exists and is no model; give --out another folder\n"
 

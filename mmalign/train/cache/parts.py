@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmalign.atomic import PREFIX, replacing
+from mmalign.atomic import PREFIX, make_parent, replacing
 from mmalign.errors import TrainError
 
 log = logging.getLogger("mmalign.train")
@@ -63,8 +63,9 @@ class Parts:
             "logps": torch.cat(logps) if logps else torch.zeros(0),
         }
         tensors |= {f"states.{key}": row.states for key, row in rows.items() if row.states is not None}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self.folder / f"part-{uuid.uuid4().hex}.safetensors") as partial:
+        path = self.folder / f"part-{uuid.uuid4().hex}.safetensors"
+        make_parent(path)
+        with replacing(path) as partial:
             save_file(tensors, partial, metadata={"rows": " ".join(rows)})
 
     def read(self, keys: Collection[str]) -> dict[str, Numbers]:
@@ -75,7 +76,7 @@ class Parts:
                 rows = dict(_rows(path, keys))
             except FileNotFoundError:
                 continue  # removed by another process
-            except (SafetensorError, KeyError) as error:
+            except (SafetensorError, KeyError, OSError) as error:
                 log.warning("%s: cannot be read (%s), so its rows are made again", path, error)
                 continue
             # Of a row that is there twice, the one with log-probs.
@@ -108,7 +109,8 @@ def trim(folder: Path) -> None:
     kept = 0
     for unfinished, _, size, path in sorted(idle, key=lambda entry: -entry[1]):
         if unfinished or kept + size > SPARE_BYTES:
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError, PermissionError):  # gone, or another user's
+                path.unlink()
         else:
             kept += size
 

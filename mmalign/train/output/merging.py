@@ -28,7 +28,7 @@ def merge(spec: ModelSpec, folder: Path) -> None:
     dtype = stored_dtype(spec) if spec.dtype == "auto" else spec.dtype
     loaded = load_model(replace(spec, device="cpu", dtype=dtype))
     model = merged(loaded.model)
-    with replacing(folder) as partial:
+    with replacing(folder.resolve()) as partial:  # a link stays one
         model.save_pretrained(partial)
         loaded.processor.save_pretrained(partial)
 

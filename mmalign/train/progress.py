@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -11,8 +11,6 @@ import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-log = logging.getLogger("mmalign.train")
 
 #: Seconds between lines where there is no terminal.
 QUIET_S = 15.0
@@ -60,7 +58,7 @@ def clock(seconds: float) -> str:
 
 
 class ProgressLine:
-    """A moving line on a terminal; elsewhere a log line now and then. Used as a context."""
+    """A moving line on a terminal; elsewhere a plain line on standard error now and then. Used as a context."""
 
     def __init__(self, what: str, total: int, done: int = 0, *, unit: str, visible: bool = True) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
@@ -103,5 +101,5 @@ class ProgressLine:
         elif self._visible and (now - self._spoken >= QUIET_S or self.done == self.total):
             self._spoken = now
             left = (self.total - self.done) / max(rate, 1e-9)
-            told = (self.what, self.done, self.total, self.unit, note, clock(left))
-            log.info("%s: %d of %d %s, %s, %s to go", *told)
+            line = f"{self.what}: {self.done} of {self.total} {self.unit}, {note}, {clock(left)} to go"
+            print(line, file=sys.stderr, flush=True)

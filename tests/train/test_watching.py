@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 
@@ -29,15 +28,17 @@ class Clock:
 
 
 def test_a_line_tells_rate_numbers_and_time_to_go(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock_, values = Clock(monkeypatch), {"loss": 0.69314, "margin": 0.125, "accuracy": 1.0, "lr": 1e-4}
     speed = {"tokens_per_second": 1234.4, "peak_memory_gb": 2.26, "step_seconds": 2.0}
-    with caplog.at_level(logging.INFO, "mmalign.train"), ProgressLine("training", 10_000, 40, unit="steps") as line:
+    with ProgressLine("training", 10_000, 40, unit="steps") as line:
         for _ in range(20):
             clock_.now += 2
             line.advance(note=note_of(values, speed))
-    assert [record.getMessage() for record in caplog.records] == [
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
         f"training: {done} of 10000 steps, 0.50 steps/s loss 0.6931, margin 0.125, accuracy 1, 1234 tokens/s, 2.3 GB, "
         f"{left} to go"
         for done, left in ((48, "5:31:44"), (56, "5:31:28"))

@@ -7,6 +7,7 @@ laid out for every row.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +44,7 @@ def opened(path: Path, error: type[MMAlignError]) -> Iterator[pq.ParquetFile]:
     except _FAILURES as failed:
         raise error(f"{path}: not a readable Parquet file ({_line(failed)}); JSON lines end in .jsonl") from None
     with file:
-        names = file.schema_arrow.names
-        if twins := sorted({name for name in names if names.count(name) > 1}):
+        if twins := sorted(name for name, times in Counter(file.schema_arrow.names).items() if times > 1):
             raise error(f"{path}: has the column {twins[0]!r} twice; keep one")
         _refuse_bomb(file.metadata, path, error)
         yield file

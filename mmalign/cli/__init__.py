@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import sys
 import time
@@ -123,7 +124,9 @@ def _dry_run(sub: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. 0: done; 2: a mistake of the user, told in one line; 130: interrupted."""
+    """Run one verb. 0: done; 2: a mistake of the user, told in one line; 130: interrupted; 141: nobody reads on."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what is told must not hang on what a terminal can show
     top = parser()
     args, flags = top.parse_known_args(argv)
     if args.version:
@@ -137,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if flags and args.verb not in RECIPE_VERBS:
             raise MMAlignError(_unknown_flag(flags[0], top, args.verb))
-        return _dispatch(args, flags, argv)
+        status = _dispatch(args, flags, argv)
+        sys.stdout.flush()
+        return status
     except Interrupted as error:
         print(f"mmalign: {error}", file=sys.stderr)
         return 130
@@ -145,6 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _let_first_speak()
         print(f"mmalign: {error}", file=sys.stderr)
         return 2
+    except UnicodeEncodeError as error:
+        told = f"mmalign: {error.object[:200]}: is not UTF-8, as names in files of mmalign must be; rename it"
+        print(one_line(told), file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is there an error at the end
+        return 141
     except OSError as error:
         where = error.filename or "a file"
         print(one_line(f"mmalign: {where}: {error.strerror or error}; what is done is kept"), file=sys.stderr)
@@ -156,8 +168,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _let_first_speak() -> None:
     """Give the launcher the time to end this process, should the first one have failed by the same mistake."""
-    if int(os.environ.get("RANK", "0")):
+    if os.environ.get("RANK", "0").strip("0"):
         time.sleep(SECONDS_TO_END)
+
+
+def _launched() -> tuple[int, int]:
+    """Which of how many processes this is, as a launcher tells it. Raises MMAlignError for what none tells."""
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        return 0, 1
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise MMAlignError(
+            f"environment: WORLD_SIZE is {size}, RANK is {rank or 'not set'}; `accelerate launch` sets both, "
+            "otherwise unset WORLD_SIZE"
+        )
+    return int(rank), int(size)
 
 
 def _unknown_flag(flag: str, top: argparse.ArgumentParser, verb: str) -> str:
@@ -186,10 +211,10 @@ def _first_words(argv: Sequence[str] | None) -> list[str]:
 
 
 def _dispatch(args: argparse.Namespace, flags: Sequence[str], argv: Sequence[str] | None) -> int:
-    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if is_launched and args.verb == "demo":
+    number, num = _launched()
+    if num > 1 and args.verb == "demo":
         raise MMAlignError("demo: runs in one process; start it without `accelerate launch`")
-    if is_launched and int(os.environ["RANK"]) and (args.verb not in RECIPE_VERBS or args.dry_run or args.help):
+    if number and (args.verb not in RECIPE_VERBS or args.dry_run or args.help):
         return 0  # the first process does it
     if args.verb in RECIPE_VERBS:
         from mmalign.cli import recipes

@@ -60,9 +60,7 @@ def _git() -> dict[str, Any] | None:
 
 def _ask_git(*arguments: str) -> str | None:
     try:
-        answer = subprocess.run(
-            ["git", "--no-optional-locks", *arguments], capture_output=True, text=True, timeout=10, check=True
-        )
+        answer = subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout
+    return answer.stdout.decode("utf-8", "replace")  # names of files may be in any encoding

@@ -18,9 +18,10 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 
@@ -49,6 +50,11 @@ WRITTEN = "written"
 
 #: The note of the latest number when outcomes were last forgotten.
 _LAST_CLEARED = "last_cleared"
+
+#: Values that a statement names at once: SQLite before 3.32 takes 999.
+_MOST_VALUES = 500
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,20 +235,24 @@ class Journal:
         """Those of `ids` (at most some thousands) that have an outcome with a number greater than `seq`."""
         if seq == self._seq:
             return set()
-        places = ",".join("?" * len(ids))
+        found: set[str] = set()
         with self._explained():
-            rows = self._db.execute(
-                f"SELECT sample_id FROM outcome WHERE phase = ? AND seq > ? AND sample_id IN ({places})",
-                (phase, seq, *ids),
-            )
-            return {sample_id for (sample_id,) in rows}
+            for some, places in _parts(ids):
+                rows = self._db.execute(
+                    f"SELECT sample_id FROM outcome WHERE phase = ? AND seq > ? AND sample_id IN ({places})",
+                    (phase, seq, *some),
+                )
+                found.update(sample_id for (sample_id,) in rows)
+        return found
 
     def made(self, seqs: Collection[int]) -> dict[int, Any]:
         """What was made under these numbers (at most some thousands), parsed."""
-        places = ",".join("?" * len(seqs))
+        found: dict[int, Any] = {}
         with self._explained():
-            rows = self._db.execute(f"SELECT seq, value FROM made WHERE seq IN ({places})", tuple(seqs))
-            return {seq: json.loads(value) for seq, value in rows}
+            for some, places in _parts(seqs):
+                rows = self._db.execute(f"SELECT seq, value FROM made WHERE seq IN ({places})", some)
+                found.update((seq, json.loads(value)) for seq, value in rows)
+        return found
 
     def outcomes(self, phase: Phase) -> Iterator[tuple[int, Status, int, str, str]]:
         """Number, status, calls, reason and discarded pairs (JSON or "") of every outcome, sorted by sample id."""
@@ -298,3 +308,10 @@ class Journal:
             else:
                 remedy = "move this file away to make the round again, or name another output"
             raise StoreError(f"{self.path}: {error}; {remedy}") from None
+
+
+def _parts(values: Collection[T]) -> Iterator[tuple[tuple[T, ...], str]]:
+    """Values a part at a time, and the marks for them in a statement."""
+    left = iter(values)
+    while some := tuple(islice(left, _MOST_VALUES)):
+        yield some, ",".join("?" * len(some))

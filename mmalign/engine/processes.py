@@ -19,6 +19,7 @@ import sys
 import threading
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from mmalign.engine.feed import Job
@@ -34,6 +35,9 @@ HEAD = struct.Struct("<Q")
 
 #: Seconds that the last words of a dead worker are waited for: a program that it started may hold its output open.
 LAST_WORDS_S = 2.0
+
+#: Different lines of workers that are remembered, and bytes of one; a longer one is told in pieces.
+_MAX_LINES, _MAX_LINE = 10_000, 2**16
 
 #: Signals that stop a run go to all of its processes; the driver says when a worker's work is over.
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -200,29 +204,40 @@ def _fate(code: int) -> str:
     return f"{name}, perhaps memory ran out" if name == "SIGKILL" else name
 
 
+@dataclass(slots=True)
+class _Said:
+    """How often a worker has said each line, since all of that was last forgotten."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    age: int = 0
+
+
 class _Log:
     """What workers print goes to standard error, with the worker's number; what all of them say is told once."""
 
     def __init__(self) -> None:
-        self._told: Counter[str] = Counter()
+        self._told = _Said()
         self._lock = threading.Lock()
 
     def relay(self, number: int, stream: IO[bytes]) -> None:
         """Pass lines on until the worker is no more."""
-        own: Counter[str] = Counter()
+        own = _Said()
         with stream:
-            for line in stream:
+            while line := stream.readline(_MAX_LINE):
                 text = line.decode("utf-8", "replace").rstrip()
                 if text and self._is_new(text, own):
                     with suppress(OSError):  # nobody reads it; the worker must not wait for that
                         print(f"worker {number}: {text}", file=sys.stderr, flush=True)
 
-    def _is_new(self, text: str, own: Counter[str]) -> bool:
+    def _is_new(self, text: str, own: _Said) -> bool:
         """Whether no other worker has said it as often as this one."""
-        own[text] += 1
         with self._lock:
-            is_new = own[text] > self._told[text]
-            self._told[text] = max(self._told[text], own[text])
-            if len(self._told) > 10_000:
-                self._told.clear()
+            if len(self._told.counts) >= _MAX_LINES:
+                self._told = _Said(age=self._told.age + 1)
+            if own.age != self._told.age:
+                own.counts.clear()
+                own.age = self._told.age
+            own.counts[text] += 1
+            is_new = own.counts[text] > self._told.counts[text]
+            self._told.counts[text] = max(self._told.counts[text], own.counts[text])
         return is_new

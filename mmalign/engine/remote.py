@@ -88,10 +88,18 @@ class RemoteCrew(Crew):
 
     async def learned(self, known: Any) -> None:
         self._known = packed(known, self._task)
-        told = [member.link.learn(self._known) for member in self._members.values()]
+        told = [self._teach(member, self._known) for member in self._members.values()]
         for answer in await asyncio.gather(*told, return_exceptions=True):
             if isinstance(answer, BaseException) and not isinstance(answer, Lost):
                 raise answer
+
+    async def _teach(self, member: _Member, known: bytes) -> None:
+        lesson = _Case(self._concurrency)  # it counts as a sample, so that a worker that hangs at it is seen
+        member.begin(lesson)
+        try:
+            await member.link.learn(known)
+        finally:
+            member.leave(lesson)
 
     async def work(self, phase: Phase, job: Job) -> Outcome:
         case = _Case(self._concurrency)
@@ -193,7 +201,9 @@ class RemoteCrew(Crew):
         num_told = 0
         try:
             while not losing.done():
-                await asyncio.wait({losing}, timeout=min(QUIET_S, self._hung_s) / 10)
+                began, span = time.monotonic(), min(QUIET_S, self._hung_s) / 10
+                await asyncio.wait({losing}, timeout=span)
+                member.excuse(time.monotonic() - began - span)
                 quiet_s = member.quiet_s()
                 if quiet_s >= self._hung_s:
                     member.link.give_up(Lost(f"it hung: none of its samples was finished for {self._hung_s:g} s"))
@@ -307,11 +317,18 @@ class _Member:
         """For how many seconds it has had samples and finished none."""
         return time.monotonic() - self._sign if self.cases else 0.0
 
+    def excuse(self, seconds: float) -> None:
+        """Leave out time in which this process stood still: it could not have heard of a sample."""
+        self._sign += max(0.0, seconds)
+
     def take(self, case: _Case) -> None:
+        self.begin(case)
+        case.place.set_result(self)
+
+    def begin(self, case: _Case) -> None:
         if not self.cases:
             self._sign = time.monotonic()
         self.cases.add(case)
-        case.place.set_result(self)
 
     def leave(self, case: _Case) -> None:
         self.cases.discard(case)

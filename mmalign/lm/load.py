@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -24,10 +25,13 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from mmalign.errors import ModelError
+from mmalign.errors import MMAlignError, ModelError
 from mmalign.lm.quantize import quantization_config
 from mmalign.lm.render import Renderer
 from mmalign.lm.spec import Dtype, ModelSpec
+
+#: Why weights cannot be read.
+_UNREADABLE = "its weights cannot be read ({}); they are cut off, or Git LFS pointers: fetch them again"
 
 
 @dataclass
@@ -145,12 +149,14 @@ def _explained(spec: ModelSpec) -> Iterator[tuple[str, dict[str, Any]]]:
         disable_progress_bar()  # it loads in an instant
     try:
         yield source, common
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(_why(spec, source, error)) from error
+    except MMAlignError:
+        raise
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(
             f"model.name {spec.name!r}: memory ran out while it was loaded; {_first_line(error)}"
         ) from error
+    except Exception as error:  # a damaged folder makes transformers and tokenizers fail in any way
+        raise ModelError(_why(spec, source, error)) from error
     finally:
         if had_bar:
             enable_progress_bar()
@@ -205,23 +211,34 @@ def _with_adapter(model: Any, adapter: str) -> Any:
             # peft 0.21 reads an attribute that transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"model.adapter {adapter!r} does not fit the model: {_first_line(error)}") from error
+    except SafetensorError as error:
+        raise ModelError(f"model.adapter {adapter!r}: {_UNREADABLE.format(error)}") from error
+    except Exception as error:  # a damaged folder makes peft fail in any way
+        raise ModelError(f"model.adapter {adapter!r} does not fit the model: {_told(error)}") from error
 
 
 def _why(spec: ModelSpec, source: str, error: Exception) -> str:
     folder = Path(source)
+    if isinstance(error, SafetensorError):
+        return f"model.name {spec.name!r}: {_UNREADABLE.format(error)}"
     if folder.is_dir():
         if isinstance(error, OSError) and not any(folder.glob("*.safetensors")):
             return f"model.name {spec.name!r}: the folder holds no .safetensors weights (other formats are not loaded)"
-        return f"model.name {spec.name!r}: {_first_line(error)}"
-    if not spec.download:
+        return f"model.name {spec.name!r}: {_told(error)}"
+    if not spec.download and isinstance(error, OSError | ValueError):
         return (
             f"model.name {spec.name!r} is neither a folder nor in the local Hugging Face cache: "
             "give a folder, or set model.download: true to fetch it"
         )
-    return f"model.name {spec.name!r} cannot be fetched: {_first_line(error)}"
+    return f"model.name {spec.name!r} cannot be {'fetched' if spec.download else 'loaded'}: {_told(error)}"
+
+
+def _told(error: Exception) -> str:
+    """An error in one line; the kind of one that speaks to programmers comes first."""
+    is_plain = isinstance(error, OSError | ValueError | ImportError | RuntimeError)
+    return _first_line(error) if is_plain else f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

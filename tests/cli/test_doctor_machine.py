@@ -126,6 +126,7 @@ def test_much_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("locale.getpreferredencoding", lambda do: "ANSI_X3.4-1968")
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "utf-8")
     assert (found("text encoding").found, found("text encoding").remedy) == (
         "ansix3.41968, utf8",
         "export PYTHONUTF8=1",
@@ -165,7 +166,7 @@ def test_limits_are_those_of_a_recipe() -> None:
 
 def test_what_is_here_really_works() -> None:
     names = ["pillow", "pyarrow", "video by pyav", "torch", "torchvision", "attention", "accelerator"]
-    outcomes = child.run(names)
+    outcomes = child.run(names, seconds=600)  # a first import may take its time
     assert {name: outcome.found for name, outcome in outcomes.items() if not outcome.is_well} == {}
     assert outcomes["attention"].found.startswith("sdpa on c")
     assert outcomes["video by pyav"].found == "decodes a frame"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmalign.cli import main
+from mmalign.cli import dry_training, main
 from mmalign.cli.dry_training import num_steps
 from mmalign.pairs import PairRow, read_pairs, write_pairs
 from mmalign.train.cache.keys import row_key
@@ -122,7 +122,7 @@ def test_memory_weights_and_time_are_told(tmp_path: Path, capsys: pytest.Capture
     parts = [amount(name, out) for name in (": weights", "gradients", "optimizer", "activations")]
     assert sum(parts) == pytest.approx(amount("memory: about", out), rel=0.02)
     assert parts[2] == pytest.approx(2 * parts[1], rel=0.02)
-    assert re.search(r"; [\d.]+ GB are free\n", out)
+    assert re.search(r"; [\d.,]+ [kMG]B are free\n", out)
     assert re.search(r"^weights: [\d,]+ of [\d,]+ are trained \(\d+\.\d+%\)$", out, re.MULTILINE)
     assert re.search(r"^time: about .*: .* to open all media and compute the reference, then 2 steps of ", out, re.M)
 
@@ -131,6 +131,12 @@ def test_weights_of_4_bits_are_counted_whole(tmp_path: Path, capsys: pytest.Capt
     rows = pairs(tmp_path, 1, pictures=0)
     assert "quantized" not in dry(tmp_path, rows, capsys)
     assert "\n  as if weights were not quantized; " in dry(tmp_path, rows, capsys, "--model.quantization", "nf4")
+
+
+def test_bytes_are_told_in_three_digits() -> None:
+    told = {0: "0 B", 999.4: "999 B", 999.6: "1 kB", 1234: "1.23 kB", 99.96e3: "100 kB", 999.9e6: "1 GB"}
+    assert {count: dry_training._bytes(count) for count in told} == told
+    assert dry_training._bytes(2e12) == "2,000 GB"
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,49 @@ def test_output_below_the_pictures_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert main(words) == 2
     assert "lies below data.images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_that_says_half_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for size, rank in (("2", None), ("2", "2"), ("many", "0"), ("0", "0"), ("", "0"), ("4", "-1")):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        monkeypatch.setenv("RANK", rank) if rank else monkeypatch.delenv("RANK", raising=False)
+        assert main(["list"]) == 2
+        told = capsys.readouterr()
+        expected = f"mmalign: environment: WORLD_SIZE is {size}, RANK is {rank or 'not set'}; `accelerate launch` sets "
+        assert told.err == f"{expected}both, otherwise unset WORLD_SIZE\n"
+        assert told.out == ""
+
+
+def test_a_terminal_that_cannot_show_a_letter_is_no_mistake(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("method: {name: stic}\nobjective: {name: dpo}\ndata: {scenes: 1}\n", encoding="utf-8")
+    words = ["generate", str(recipe), "--output", str(tmp_path / "\u00fc\u5199"), "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mmalign", *words],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"output: %s/\xfc\u5199" % os.fsencode(tmp_path) in done.stdout
+
+
+def test_a_name_that_is_no_unicode_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(VERBS, "list", lambda _: len("x\udcff".encode()))
+    assert main(["list"]) == 2
+    told = "is not UTF-8, as names in files of mmalign must be; rename it"
+    assert capsys.readouterr().err == f"mmalign: x\\udcff: {told}\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as nobody:
+        words = [sys.executable, "-m", "mmalign", "inspect", str(tmp_path), "--dry-run"]
+        done = subprocess.run(words, stdout=nobody, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (141, b"")

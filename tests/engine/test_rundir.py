@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import yaml
 
 from mmalign.atomic import write_json, write_text
+from mmalign.engine.environment import environment
 from mmalign.engine.rundir import RunDir, differences
 from mmalign.errors import StoreError
 
@@ -123,6 +126,23 @@ def test_the_environment_is_recorded_with_every_start(tmp_path: Path) -> None:
     assert len(record["starts"]) == 2
     assert record["starts"][1]["changed"] == [f'packages.numpy: "0.0" -> "{first["packages"]["numpy"]}"']
     assert record["starts"][0]["command"]
+
+
+def test_a_repository_with_names_in_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    odd = tmp_path / os.fsdecode(b"\xff.txt")
+    try:
+        odd.touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    monkeypatch.chdir(tmp_path)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init"], ["config", "core.quotepath", "false"], ["add", "."], [*identity, "commit", "-m", "a"]):
+        subprocess.run(["git", *words], check=True, capture_output=True)
+    odd.write_text("changed")
+    git = environment()["git"]
+    assert (len(git["commit"]), git["dirty"]) == (40, True)
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:

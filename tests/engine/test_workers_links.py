@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import subprocess
 import sys
@@ -64,6 +65,20 @@ def test_what_workers_print_may_be_read_by_nobody(tmp_path: Path, monkeypatch: p
     path = [*sys.path, tmp_path]  # not text, as some test set-ups leave it there
     monkeypatch.setattr(processes, "sys", SimpleNamespace(stderr=Deaf(), executable=sys.executable, path=path))
     assert with_crew(tmp_path, sample_rows(5), Slow(), crew(1, talks)).num_samples == 5
+
+
+def test_what_workers_say_takes_bounded_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    log, told = processes._Log(), ["x" * 200_000, *(f"line {number}" for number in range(25_000))]
+    first, second = processes._Said(), processes._Said()
+    assert all(log._is_new(text, first) for text in told)
+    for said in (log._told, first):
+        assert 0 < len(said.counts) <= processes._MAX_LINES
+    assert [log._is_new(told[-1], second) for _ in range(2)] == [False, True]  # the first had said it once
+    log.relay(7, io.BytesIO("\n".join(told).encode()))
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) == processes._MAX_LINE + len("worker 7: ")
+    assert "".join(line.removeprefix("worker 7: ") for line in lines[:4]) == told[0]
+    assert lines[-1] == "worker 7: line 24999"
 
 
 def test_a_file_that_leaves_the_data_folder_does_not_refuse_workers(tmp_path: Path) -> None:

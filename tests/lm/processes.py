@@ -27,10 +27,10 @@ class Process:
         return f"http://127.0.0.1:{self.port}"
 
     def wait(self, path: str) -> None:
-        for _ in range(1200):
+        for _ in range(6000):  # a server that dies ends this at once
             assert self.process.poll() is None, self.log.read_text()
             try:
-                urllib.request.urlopen(self.root + path, timeout=5).close()
+                urllib.request.urlopen(self.root + path, timeout=60).close()
                 return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.1)

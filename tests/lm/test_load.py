@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +127,42 @@ def test_code_in_a_checkpoint_does_not_run(folders: dict[str, Path], tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
     refused(ModelSpec(name=str(tmp_path), device="cpu"))
+
+
+def copied(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+def test_damaged_folders_are_told_in_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    whole = (folders["llama"] / "model.safetensors").read_bytes()
+    for number, content in enumerate((pointer, whole[:999], whole[:-999], b"")):
+        folder = copied(folders["llama"], tmp_path / str(number))
+        (folder / "model.safetensors").write_bytes(content)
+        told = refused(ModelSpec(name=str(folder), device="cpu"))
+        assert told.startswith(f"model.name '{folder}': its weights cannot be read (")
+        assert told.endswith("); they are cut off, or Git LFS pointers: fetch them again")
+    folder = copied(folders["llama"], tmp_path / "empty tokenizer")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert "KeyError: " in refused(ModelSpec(name=str(folder), device="cpu"))
+    folder = copied(folders["llama"], tmp_path / "text for a number")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "many"}), encoding="utf-8")
+    assert "hidden_size" in refused(ModelSpec(name=str(folder), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"peft_type": "NOPE"}, "does not fit the model: KeyError: 'NOPE'"),
+        ([], "does not fit the model: TypeError: "),
+        ({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}, "its weights cannot be read ("),
+    ],
+)
+def test_damaged_adapters_are_told_in_one_line(
+    config: Any, told: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"version https://git-lfs")
+    assert told in refused(ModelSpec(name=str(folders["llama"]), device="cpu", adapter=str(tmp_path)))

@@ -37,7 +37,7 @@ HELLO = Chat((Message("user", ("Hello",)),))
         (said(""), "", "stop"),
         (said([{"text": "On"}, {"text": "e"}, {"text": None}, 7]), "One", "stop"),
         (said(17), "", "stop"),
-        (said("kept", "content_filter"), "kept", "stop"),
+        (said("kept", "tool_calls"), "kept", "stop"),
     ],
 )
 def test_texts_and_their_ends(answer: Reply, text: str, finish: str) -> None:
@@ -46,10 +46,17 @@ def test_texts_and_their_ends(answer: Reply, text: str, finish: str) -> None:
     assert completion_of(read_answer(json.dumps(answer.body)), Sampling(), 7).seed is None
 
 
-@pytest.mark.parametrize("finish", ["content_filter", "tool_calls"])
-def test_a_withheld_answer_is_the_samples_fault(finish: str) -> None:
-    with pytest.raises(SampleError, match=rf"gave no text \(finish_reason {finish}\)"):
-        completion_of(read_answer(json.dumps(said(None, finish).body)), Sampling(), 7)
+@pytest.mark.parametrize(
+    ("text", "finish", "told"),
+    [
+        (None, "tool_calls", "gave no text"),
+        (None, "content_filter", "withheld its answer, or a part of it"),
+        ("half of", "content_filter", "withheld its answer, or a part of it"),
+    ],
+)
+def test_a_withheld_answer_is_the_samples_fault(text: str | None, finish: str, told: str) -> None:
+    with pytest.raises(SampleError, match=rf"the server {told} \(finish_reason {finish}\)"):
+        completion_of(read_answer(json.dumps(said(text, finish).body)), Sampling(), 7)
 
 
 @pytest.mark.parametrize("usage", [None, [], {}, {"completion_tokens": None}, {"completion_tokens": "9"}])

@@ -24,6 +24,7 @@ KEY = "sk-very-secret-1234567890"
         pytest.param(Reply({"error": "busy"}, 429, {"Retry-After": "0.02"}), id="429-after"),
         pytest.param(Reply({"error": "busy"}, 429, {"Retry-After": "no number"}), id="429-nonsense"),
         pytest.param(Reply({"error": "busy"}, 503, {"Retry-After": "nan"}), id="503-nan"),
+        pytest.param(Reply({}, 503, {"Retry-After": "Mon, 01 Jan 99999 00:00:00 GMT"}), id="503-no-day"),
         pytest.param(Reply({"error": "oops"}, 500), id="500"),
         pytest.param(Reply(b"<html>bad gateway</html>", 502), id="502"),
         pytest.param(Reply({}, 408), id="408"),

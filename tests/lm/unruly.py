@@ -95,7 +95,7 @@ class Unruly:
 
     def _wait(self, happened: Callable[[], object]) -> None:
         with self._changed:
-            assert self._changed.wait_for(happened, 20)
+            assert self._changed.wait_for(happened, 120)
 
     def _tell(self) -> None:
         with self._changed:
@@ -103,12 +103,12 @@ class Unruly:
 
     def __enter__(self) -> Unruly:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(120)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(120)
 
     def _serve(self) -> None:
         server = self._loop.run_until_complete(asyncio.start_server(self.connected, "127.0.0.1", 0))

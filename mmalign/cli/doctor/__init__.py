@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -20,7 +19,6 @@ def main(*, as_json: bool = False, dry_run: bool = False) -> int:
         is_well = not any(finding.status == "broken" for finding in found)
         print(json.dumps({"well": is_well, "findings": [asdict(finding) for finding in found]}, indent=2))
     else:
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         show(found)
     return 1 if any(finding.status == "broken" for finding in found) else 0
 

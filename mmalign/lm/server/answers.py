@@ -46,8 +46,10 @@ def completion_of(answer: Mapping[str, Any], sampling: Sampling, seed: int) -> C
     """
     text = _text_of(answer)
     finish = answer.get("finish_reason")
-    if not text and finish in ("content_filter", "tool_calls", "function_call"):
+    if not text and finish in ("tool_calls", "function_call"):
         raise SampleError(f"the server gave no text (finish_reason {finish})")
+    if finish == "content_filter":  # what is there may be half an answer
+        raise SampleError("the server withheld its answer, or a part of it (finish_reason content_filter)")
     if not _is_unicode(text):
         raise SampleError("the server's answer is no valid Unicode text")
     cuts = [text.index(stop) + len(stop) for stop in sampling.stop if stop in text]

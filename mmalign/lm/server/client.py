@@ -233,5 +233,8 @@ def _retry_after(headers: Any) -> float | None:
         when = email.utils.parsedate_tz(told)
         if when is None:
             return None
-        seconds = email.utils.mktime_tz(when) - time.time()
+        try:
+            seconds = email.utils.mktime_tz(when) - time.time()
+        except (ValueError, OverflowError):  # no such day
+            return None
     return max(0.0, seconds) if seconds == seconds and seconds < float("inf") else None

@@ -1,5 +1,5 @@
 """The same recipe and seed give the same bytes of pairs, order aside: whatever the batch, the order and the number of
-workers, broken off or not. With the embedded model, through the whole pipeline.
+workers, broken off or not. With the embedded model, through the whole pipeline. Ray's part is in `test_workers_cli`.
 """
 
 from __future__ import annotations
@@ -120,18 +120,6 @@ def test_pairs_are_the_same_byte_for_byte(
 def test_four_workers_make_the_same_pairs(base: Base, tmp_path: Path) -> None:
     way = Way(batch_size=7, is_shuffled=True, more=("--generate.workers", "4"))
     assert made("apasi", way, tmp_path) == base("apasi")  # four samples, one for each
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_ray_makes_the_same_pairs(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    way = Way(batch_size=7, more=("--engine", "ray", "--generate.workers", "2", "--generate.cpus_per_worker", "0.5"))
-    try:
-        assert made("stic", way, tmp_path) == base("stic")
-    finally:
-        ray.shutdown()
 
 
 def test_the_sweep_sees_what_it_would_see_without_exact_logits(

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmalign import samples
 from mmalign.engine import Summary
 from mmalign.errors import DataError, MMAlignError
-from mmalign.samples import read_samples
+from mmalign.samples import jsonlines, read_samples
 from tests.engine.cases import METHODS, make, pair_bytes
 
 #: A file of samples: the number of each and which of its prompts it has. A number may stand there twice.
@@ -40,7 +39,7 @@ def start(path: Path, name: str, rows: list[tuple[int, int]], limit: int | None,
 @example("plain", [([(0, 0)], None, False), ([(0, 1), (1, 0), (2, 0), (0, 0)], None, False)])
 def test_a_run_over_changing_data_holds_what_a_fresh_one_would(name: str, starts: list[Any]) -> None:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(samples, "CHUNK_ROWS", 3)
+        patch.setattr(jsonlines, "CHUNK_ROWS", 3)
         for number, (rows, limit, retry) in enumerate(starts):
             fresh = start(Path(folder, f"fresh-{number}"), name, rows, limit, False)
             assert start(Path(folder, "run"), name, rows, limit, retry) == fresh

@@ -29,11 +29,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return pair_bytes(path)
 
 
-# Each worker that loads the model costs seconds; several actors are the matter of test_ray.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "flags",
-    [("--generate.workers", "2"), ("--engine", "ray", "--generate.cpus_per_worker", ".5")],
+    [
+        ("--generate.batch_size", "7"),
+        ("--engine", "ray", "--generate.cpus_per_worker", ".5", "--generate.batch_size", "7"),
+    ],
 )
 def test_the_same_pairs(
     tmp_path: Path,
@@ -46,7 +48,7 @@ def test_the_same_pairs(
         pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    assert main(words(tmp_path / "run", *flags)) == 0
+    assert main(words(tmp_path / "run", "--generate.workers", "2", *flags)) == 0
     assert pair_bytes(tmp_path / "run") == alone
     progress = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("pairs: ")]
     assert progress == []  # neither Ray nor the workers have anything to say

@@ -216,6 +216,7 @@ def test_the_model_that_was_trained_on_is_not_written_over(tmp_path: Path, capsy
     values["model"]["name"] = base
     recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
     before = (tmp_path / "base" / "config.json").stat().st_mtime_ns
+    capsys.readouterr()
     assert main(["merge", str(run), "--out", base]) == 2
     told = capsys.readouterr().err
     assert told == f"mmalign: {base}: is the model that was trained on; give --out another folder\n"
@@ -226,6 +227,7 @@ def test_what_cannot_be_merged_is_told_in_one_line(tmp_path: Path, capsys: pytes
     assert main(["merge", str(tmp_path)]) == 2
     assert "not a run directory" in capsys.readouterr().err
     run = a_run(tmp_path, lora=None)
+    capsys.readouterr()
     assert main(["merge", str(run)]) == 2
     told = capsys.readouterr().err
     assert "there is no adapter to merge" in told

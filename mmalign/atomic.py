@@ -184,7 +184,7 @@ def _put(new: Path, path: Path) -> Path | None:
     path.rename(old)
     try:
         new.rename(path)
-    except OSError:
+    except BaseException:
         old.rename(path)
         raise
     return old

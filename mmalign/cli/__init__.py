@@ -6,6 +6,7 @@ import argparse
 import difflib
 import io
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -141,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if flags and args.verb not in RECIPE_VERBS:
             raise MMAlignError(_unknown_flag(flags[0], top, args.verb))
         status = _dispatch(args, flags, argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except Interrupted as error:
         print(f"mmalign: {error}", file=sys.stderr)
@@ -154,16 +156,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = f"mmalign: {error.object[:200]}: is not UTF-8, as names in files of mmalign must be; rename it"
         print(one_line(told), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read what is printed has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is there an error at the end
-        return 141
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141
         where = error.filename or "a file"
         print(one_line(f"mmalign: {where}: {error.strerror or error}; what is done is kept"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mmalign: interrupted; what is done is kept, run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read what is printed has seen enough; what is left to print then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if is_gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_gone
 
 
 def _let_first_speak() -> None:

@@ -39,6 +39,9 @@ LAST_WORDS_S = 2.0
 #: Different lines of workers that are remembered, and bytes of one; a longer one is told in pieces.
 _MAX_LINES, _MAX_LINE = 10_000, 2**16
 
+#: Seconds that a killed worker is waited for: one that is stuck in the system's own code dies when that ends.
+TO_DIE_S = 10.0
+
 #: Signals that stop a run go to all of its processes; the driver says when a worker's work is over.
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -77,7 +80,7 @@ class _Process(Link):
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._lost: Lost | None = None
-        self._given_up: Lost | None = None
+        self._gone = asyncio.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -102,13 +105,20 @@ class _Process(Link):
 
     async def lost(self) -> Lost:
         assert self._listening is not None
-        await asyncio.shield(self._listening)
+        gone = asyncio.create_task(self._gone.wait())
+        try:
+            await asyncio.wait({self._listening, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if self._lost is None:
+            self._listening.result()
         assert self._lost is not None
         return self._lost
 
     def give_up(self, how: Lost) -> None:
+        # Not when it is dead: it may be stuck in a driver of the system, and what it started may hold its socket open.
+        self._lose(how)
         assert self._process is not None
-        self._given_up = how
         self._process.kill()
 
     async def end(self) -> None:
@@ -119,7 +129,8 @@ class _Process(Link):
         if self._process is None:
             return
         self._process.kill()
-        await asyncio.to_thread(self._process.wait)
+        with suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._process.wait, TO_DIE_S)
         await asyncio.to_thread(self._relay.join, LAST_WORDS_S)
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -152,7 +163,12 @@ class _Process(Link):
                     waiting.set_result(value)
         await asyncio.to_thread(_end_of, process)
         await asyncio.to_thread(self._relay.join, LAST_WORDS_S)  # its last words come before the news of its death
-        self._lost = self._given_up or Lost(_fate(process.returncode))
+        self._lose(Lost(_fate(process.returncode)))
+
+    def _lose(self, how: Lost) -> None:
+        """Let all who wait for the worker know; the first reason counts."""
+        self._lost = self._lost or how
+        self._gone.set()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(self._lost)

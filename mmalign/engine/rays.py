@@ -202,8 +202,9 @@ class _Actor(Link):
 
     async def _ask(self, call: Any, *arguments: Any) -> Any:
         errors = self._ray.exceptions
-        asked = asyncio.ensure_future(call.remote(*arguments))
+        asked: asyncio.Future[Any] | None = None
         try:
+            asked = asyncio.ensure_future(call.remote(*arguments))
             await asyncio.wait({asked, self._gone}, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():  # it was given up
                 raise self._gone.result()
@@ -216,7 +217,8 @@ class _Actor(Link):
                 self._gone.set_result(self._loss(error))
             raise self._gone.result() from None
         finally:
-            asked.cancel()
+            if asked is not None:
+                asked.cancel()
         if isinstance(said, MMAlignError):
             raise said
         return said

@@ -101,6 +101,14 @@ class RemoteCrew(Crew):
         finally:
             member.leave(lesson)
 
+    async def _taught(self, link: Link, known: bytes) -> None:
+        """The same with a worker that has just been started."""
+        try:
+            async with asyncio.timeout(None if self._hung_s == math.inf else self._hung_s):
+                await link.learn(known)
+        except TimeoutError:
+            raise Lost(f"it hung: what was learned took it more than {self._hung_s:g} s") from None
+
     async def work(self, phase: Phase, job: Job) -> Outcome:
         case = _Case(self._concurrency)
         while True:
@@ -166,7 +174,7 @@ class RemoteCrew(Crew):
                 hello = await link.begin(orders)
                 self._check(number, hello)
                 if self._known is not None:
-                    await link.learn(self._known)
+                    await self._taught(link, self._known)
                 self._members[number] = member = _Member(link)
                 num_starts, was_ready = 0, True
                 self._hand_out()

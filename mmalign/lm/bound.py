@@ -76,7 +76,7 @@ class SampleLM:
     A call is numbered when it is made, not when it is awaited, so answers do not depend on which of several awaited
     calls happens to run first. `generate_n` takes n numbers; `score` and `choose` take one each and draw nothing.
     Tasks (`asyncio.gather` of coroutines) that make several calls each number all but the first for themselves, so
-    answers do not depend on which of them gets ahead either.
+    answers do not depend on which of them gets ahead either, if each calls before it waits for anything else.
 
     Args:
         lm: the model that answers.

@@ -121,7 +121,7 @@ def in_double(model: Any) -> Iterator[None]:
 def _plain_experts(model: Any) -> Iterator[None]:
     """Inside, experts of a mixture are computed by the model's own code: the kernels for them take no float64."""
     configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
-    before = {key: vars(config).get(_EXPERTS) for key, config in configs.items()}
+    before = {key: getattr(config, _EXPERTS, None) for key, config in configs.items()}
     try:
         for key in (key for key, kernel in before.items() if kernel is not None):
             setattr(configs[key], _EXPERTS, "eager")

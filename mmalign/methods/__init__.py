@@ -44,7 +44,8 @@ C = TypeVar("C", bound=type)
 class Method(Protocol):
     """What every method has. `rng` is seeded by (seed, round, sample id); use no other source of chance.
 
-    Tasks that run side by side share `rng`: draw from it before they start.
+    Tasks that run side by side share `rng`: draw from it before they start. Each of them should ask `lm` before it
+    waits for anything else, or its seeds hang on which gets ahead.
 
     `pairs` raises SampleError for a sample it cannot use (quarantine) and NoPair where it finds nothing to prefer. A
     method that makes several pairs of a sample yields a NoPair for each one that it drops; they are counted by reason.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmalign.atomic import explained, write_json
+from mmalign.atomic import make_parent, write_json
 from mmalign.engine import RunDir
 from mmalign.engine.rundir import differences
 from mmalign.errors import StoreError
@@ -31,8 +31,7 @@ def train(recipe: Recipe, run: RunDir, launch: Launch = ALONE) -> ModelSpec:
     rows = read_pairs(run.pairs_path())
 
     def record() -> None:
-        with explained(run.path / MADE_WITH):
-            (run.path / MADE_WITH).parent.mkdir(exist_ok=True)
+        make_parent(run.path / MADE_WITH)
         write_json(run.path / MADE_WITH, training_settings(recipe, run))
 
     launch.by_first(record)

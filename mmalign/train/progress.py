@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 
 import psutil
@@ -102,4 +103,5 @@ class ProgressLine:
             self._spoken = now
             left = (self.total - self.done) / max(rate, 1e-9)
             line = f"{self.what}: {self.done} of {self.total} {self.unit}, {note}, {clock(left)} to go"
-            print(line, file=sys.stderr, flush=True)
+            with suppress(OSError):  # nobody reads it; a training must not end by that
+                print(line, file=sys.stderr, flush=True)

@@ -16,8 +16,10 @@ import psutil
 import pytest
 
 from mmalign.engine import processes
+from mmalign.engine.feed import Job
 from mmalign.engine.link import Lost
-from mmalign.engine.outpost import facts
+from mmalign.engine.outpost import Orders, facts
+from mmalign.engine.processes import Processes
 from mmalign.engine.rays import RayCluster
 from mmalign.engine.task import Task
 from mmalign.errors import MMAlignError, ModelError, StoreError
@@ -25,7 +27,7 @@ from mmalign.lm.protocol import LM
 from mmalign.media.read import MediaLimits
 from tests.engine import crews
 from tests.engine.cases import Plain, sample_rows
-from tests.engine.crews import Slow, crew, with_crew
+from tests.engine.crews import Hanging, Slow, crew, scripted, with_crew
 
 
 def leaves_a_child(number: int) -> LM:
@@ -164,3 +166,23 @@ async def test_an_actor_of_another_mmalign_is_told() -> None:
 
     with pytest.raises(MMAlignError, match=r"worker 0: AttributeError: .*; is mmalign installed alike on all nodes"):
         await link_to(stay, RayError()).lost()
+
+
+async def test_a_worker_that_cannot_be_killed_is_lost_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Processes()
+    await site.open(1, 1)
+    link = site.link(0)
+    await link.begin(Orders.of(Task(Hanging(hang="sample-0"), 0, 0, tmp_path, MediaLimits()), scripted))
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "kill", lambda process: None)  # as where it is stuck in the system's own code
+        working = asyncio.create_task(link.work("pairs", Job(sample_rows(1)[0])))
+        await asyncio.sleep(0)
+        how = Lost("it hung")
+        link.give_up(how)
+        with pytest.raises(Lost) as caught:
+            await working
+        assert caught.value is how
+        assert await link.lost() is how
+    await link.end()

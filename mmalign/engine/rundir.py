@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import time
 import weakref
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -196,11 +197,15 @@ def _check_is_ours(path: Path) -> None:
 _HELD: weakref.WeakSet[RunDir] = weakref.WeakSet()
 
 
+#: How often a lock is tried, a tenth of a second apart.
+LOCK_TRIES = 15
+
+
 def _lock(path: Path) -> int:
     # flock is released by the kernel when the process dies, however it dies, and works on network file systems.
     handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _hold(handle)
     except BlockingIOError:
         holder = os.read(handle, 1000).decode("utf-8", "replace").strip() or "another process"
         os.close(handle)
@@ -211,6 +216,18 @@ def _lock(path: Path) -> int:
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return handle
+
+
+def _hold(handle: int) -> None:
+    """Raises BlockingIOError where another process holds the file, and goes on doing so."""
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(0.1)  # a process that was killed may leave a child that holds the lock until it is all there
 
 
 def _release_in_child() -> None:

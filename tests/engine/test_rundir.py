@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ import yaml
 
 from mmalign.atomic import write_json, write_text
 from mmalign.engine.environment import environment
-from mmalign.engine.rundir import RunDir, differences
+from mmalign.engine.rundir import LOCK_NAME, RunDir, differences
 from mmalign.errors import StoreError
 
 RECIPE: dict[str, Any] = {
@@ -226,3 +228,16 @@ def test_differences_name_the_innermost_keys() -> None:
     old, new = {"a": {"b": [1, 2], "c": 1}, "d": 1}, {"a": {"b": [1, 3], "c": 1}, "d": {"e": 1}}
     assert differences(old, new) == {"a.b": "a.b: [1, 2] -> [1, 3]", "d": 'd: 1 -> {"e": 1}'}
     assert differences(old, old) == {}
+
+
+def test_a_lock_that_a_dead_process_leaves_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    RunDir(tmp_path).close()
+    left = os.open(tmp_path / LOCK_NAME, os.O_RDWR)
+    fcntl.flock(left, fcntl.LOCK_EX)
+    timer = threading.Timer(0.3, os.close, [left])
+    timer.start()
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other := os.open(tmp_path / LOCK_NAME, os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    RunDir(tmp_path).close()
+    timer.join()
+    os.close(other)
